@@ -1,0 +1,1 @@
+"""The wire: verbs, fields, limits and the rule table. It knows neither sockets nor scheduling."""
