@@ -1,0 +1,43 @@
+"""Build hook: compiles the two C programs (with the Makefile's own rules) and puts them among the wheel's scripts.
+
+For an editable install it also lays build/dev/dwrap/, links that make the top-level rooms one package.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+PROGRAMS = ("dwrap", "dwrap-runner")
+ROOMS = ("protocol", "distributor", "agent", "control")
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        root = Path(self.root)
+        subprocess.run(["make", "--no-print-directory", "-C", str(root), "programs"], check=True)  # noqa: S603, S607
+        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{tag}"
+        build_data["pure_python"] = False
+        for program in PROGRAMS:
+            build_data["shared_scripts"][f"build/bin/{program}"] = program
+        if version == "editable":
+            self._link_rooms(root)
+
+    @staticmethod
+    def _link_rooms(root: Path) -> None:
+        package = root / "build" / "dev" / "dwrap"
+        package.mkdir(parents=True, exist_ok=True)
+        for room in ROOMS:
+            link = package / room
+            if not link.is_symlink():
+                os.symlink(os.path.relpath(root / room, package), link)
+
+
+assert platform.system() == "Linux", "dwrap: cannot build: this is not Linux; build it on Linux"
