@@ -1,1 +1,1 @@
-"""control"""
+"""dwrapctl: the embedded farm, and everything a person asks a distributor."""

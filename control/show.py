@@ -1,0 +1,178 @@
+"""Tables and lines for a terminal. Knows widths and escaping. Does not know where the figures come from.
+
+What jobs and hosts say of themselves is hostile text: nothing that could move the cursor or change colours reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dwrap.control.records import Record, by_place, slowest
+
+
+def safe(value: object) -> str:
+    """Text without control characters, each written as \\xNN (or \\uNNNN)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(value))
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; numbers to the right. A cell of None is a dash."""
+    cells = [["-" if cell is None else safe(cell) for cell in row] for row in rows]
+    widths = [max([len(head), *(len(row[i]) for row in cells)]) for i, head in enumerate(heads)]
+    right = [
+        bool(cells) and all(row[i].rstrip("%").replace(".", "", 1).isdigit() or row[i] == "-" for row in cells) for i in range(len(heads))
+    ]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(row, widths, right, strict=True)).rstrip()
+
+    return "\n".join([line(heads), *(line(row) for row in cells)])
+
+
+def seconds(milliseconds: object) -> str | None:
+    """Milliseconds as seconds; None stays None."""
+    return f"{float(milliseconds) / 1000:.2f}" if isinstance(milliseconds, int | float) else None
+
+
+def clock(stamp: object) -> str | None:
+    """A time of day from seconds since 1970."""
+    return time.strftime("%H:%M:%S", time.localtime(stamp)) if isinstance(stamp, int | float) else None
+
+
+def outcome(record: Record) -> str:
+    """How a job ended, in a word: its status, its signal, or the state it is in."""
+    status = record.get("status")
+    if not isinstance(status, int):
+        return str(record.get("state") or "-")
+    return f"signal {status & 127}" if status & 127 else f"status {status >> 8}"
+
+
+def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
+    """One line an agent."""
+    rows = [
+        (
+            agent.get("name"),
+            agent.get("host"),
+            f"{agent.get('assigned', 0)}/{agent.get('slots', 0)}",
+            agent.get("jobs_done"),
+            agent.get("foreign_load", agent.get("foreign")),
+            _gigabytes(agent.get("memory_available_bytes")),
+            "draining" if agent.get("draining") else "serving",
+            " ".join(map(str, agent.get("roots") or ())),
+            " ".join(map(str, agent.get("labels") or ())) or None,
+        )
+        for agent in agents
+    ]
+    return table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN", "FREE GB", "STATE", "ROOTS", "LABELS"), rows)
+
+
+def jobs_table(records: Iterable[Record]) -> str:
+    """One line a job, oldest first."""
+    rows = [
+        (
+            clock(record.get("submitted_at")),
+            str(record.get("job") or "")[:8] or None,
+            record.get("command"),
+            record.get("where") or None,
+            outcome(record),
+            seconds(record.get("queued_ms")),
+            seconds(record.get("run_ms")),
+            record.get("reason") or None,
+        )
+        for record in records
+    ]
+    return table(("AT", "JOB", "COMMAND", "WHERE", "OUTCOME", "QUEUED s", "RAN s", "WHY"), rows)
+
+
+def status_lines(status: Mapping[str, Any]) -> str:
+    """The distributor in a few lines, then its agents."""
+    agents = [agent for agent in status.get("agents", []) if isinstance(agent, Mapping)]
+    totals = status.get("totals")
+    lines = [
+        f"distributor {status.get('version')} at {' '.join(map(str, status.get('addresses', [])))}",
+        f"up:   {_span(status.get('uptime_seconds'))}",
+        f"jobs: {_count(status.get('running'))} running, {_count(status.get('queued'))} queued"
+        + "".join(f", {count} {name}" for name, count in _flat(totals) if count),
+    ]
+    return safe_lines(lines) + "\n" + (agents_table(agents) if agents else "no agent is registered")
+
+
+def why_lines(record: Record) -> str:
+    """One job, told line by line."""
+    times = [
+        f"{word} {seconds(record.get(key))} s"
+        for word, key in (("queued", "queued_ms"), ("ran", "run_ms"), ("flushed", "flush_ms"))
+        if record.get(key) is not None
+    ]
+    lines = [
+        f"command: {record.get('line') or record.get('command')}",
+        f"where:   {record.get('where') or 'nowhere yet'}",
+        f"why:     {record.get('reason') or 'no reason was recorded'}",
+        f"outcome: {outcome(record)}",
+        f"times:   {', '.join(times) or 'not measured'}",
+        f"from:    {record.get('cwd')} on {record.get('host') or 'this machine'}, process {record.get('pid') or '-'}",
+        f"at:      {clock(record.get('submitted_at'))}",
+    ]
+    for word, key in (("job", "job"), ("build", "build"), ("attempt", "attempt"), ("tree", "tree"), ("outputs", "outputs")):
+        if record.get(key):
+            lines.append(f"{word + ':':<8} {record[key]}")
+    return safe_lines(lines)
+
+
+def safe_lines(lines: Iterable[str]) -> str:
+    return "\n".join(safe(line) for line in lines)
+
+
+def summary(records: Sequence[Record], wall_seconds: float) -> str:
+    """What ran where and how long, for people: a table of places, why commands ran here, the longest commands."""
+    places = by_place(records)
+    total = sum(place.commands for place in places.values())
+    if not total:
+        return f"dwrap: no command ran through the farm in {wall_seconds:.1f} s"
+    rows = [
+        (
+            name,
+            place.commands,
+            f"{100 * place.commands / total:.0f}%",
+            *(seconds(ms) for ms in (place.run_ms, place.queued_ms, place.flush_ms)),
+        )
+        for name, place in places.items()
+    ]
+    at_once = sum(place.run_ms for place in places.values()) / 1000 / max(wall_seconds, 0.001)
+    lines = [
+        f"dwrap: {total} commands in {wall_seconds:.1f} s, {at_once:.1f} at once on average",
+        table(("WHERE", "COMMANDS", "SHARE", "RAN s", "QUEUED s", "FLUSHED s"), rows),
+    ]
+    here = places.get("here")
+    if here:
+        lines.append("here, because: " + "; ".join(f"{safe(reason)} ({count})" for reason, count in sorted(here.reasons.items())))
+    longest = ", ".join(
+        f"{safe(r.get('command'))} {seconds(r.get('run_ms'))} s on {safe(r.get('where'))}" for r in slowest(records, 3) if r.get("run_ms")
+    )
+    if longest:
+        lines.append(f"longest: {longest}")
+    return "\n".join(lines)
+
+
+def _gigabytes(size_bytes: object) -> str | None:
+    return f"{size_bytes / 1e9:.1f}" if isinstance(size_bytes, int | float) else None
+
+
+def _span(seconds_up: object) -> str:
+    if not isinstance(seconds_up, int | float):
+        return "-"
+    hours, rest = divmod(int(seconds_up), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _count(value: object) -> object:
+    return len(value) if isinstance(value, Sequence | Mapping) and not isinstance(value, str) else value
+
+
+def _flat(totals: object) -> Iterable[tuple[str, int]]:
+    """Totals by name; those that are kept by reason are added up."""
+    if isinstance(totals, Mapping):
+        for name, value in totals.items():
+            yield str(name), sum(value.values()) if isinstance(value, Mapping) else int(value or 0)

@@ -1,0 +1,48 @@
+"""What tests share: a farm of the real programs, and an environment in which nothing of the user's interferes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farm import DWRAP, Farm
+
+PROGRAMS = Path(DWRAP).parent
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the user's own, no log in the user's home; our programs first on PATH."""
+    for name in list(os.environ):
+        if name.startswith(("DWRAP_", "FORCE_", "CCACHE_")) or name in ("MAKEFLAGS", "MFLAGS", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(PROGRAMS), str(venv_scripts()), os.environ["PATH"]]))
+
+
+def venv_scripts() -> Path:
+    """Where this interpreter's installed programs are."""
+    import sysconfig
+
+    return Path(sysconfig.get_path("scripts"))
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory whose path leaves room for a Unix socket's name (tmp_path often does not)."""
+    directory = Path(tempfile.mkdtemp(prefix="dwrap-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def farm(short_dir: Path) -> Iterator[Farm]:
+    """Two agents of two slots, over ipc and loopback TCP; what the daemons logged is printed with a failing test."""
+    with Farm(short_dir) as running:
+        yield running
+    print((short_dir / "farm.log").read_text("utf-8", "replace")[-20_000:])
