@@ -89,11 +89,11 @@ class Farm:
         """The address of that carrier: `tcp` or `ipc`."""
         return next(one for one in self.addresses if one.startswith(f"{carrier}:"))
 
-    def add_agent(self, name: str, slots: int, *more: str) -> subprocess.Popen[bytes]:
-        """Start an agent and wait until it is registered."""
+    def add_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start an agent and wait until it is registered. `under` is a command that starts it in surroundings of its own."""
         roots = [word for root in self._roots for word in ("--root", root)]
         allow = ["--allow-root"] if os.getuid() == 0 else []
-        process = self._start(["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more])
+        process = self._start(["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more], under)
         self.agents[name] = process
         ready_line(process)
         return process
@@ -142,10 +142,10 @@ class Farm:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _start(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _start(self, argv: Sequence[str], under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         return subprocess.Popen(  # noqa: S603 - our own programs
-            [program(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, env={**os.environ, "PATH": path}
+            [*under, program(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, env={**os.environ, "PATH": path}
         )
 
 
