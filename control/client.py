@@ -63,10 +63,10 @@ def _exchange(socket: zmq.Socket[bytes], address: str, what: str, fields: list[t
         if not socket.poll(int(left * 1000) + 1):
             continue
         try:
-            verb, fields, bodies = messages.parse(socket.recv_multipart())
+            verb, said, bodies = messages.parse(socket.recv_multipart())
             if verb == "REFUSED":
-                raise ControlError(messages.one_line(f"the distributor at {address} refused: {fields.text('reason')}"))
-            if verb == "REPLY" and fields.text("id") == number and bodies:
+                raise ControlError(messages.one_line(f"the distributor at {address} refused: {said.text('reason')}"))
+            if verb == "REPLY" and said.text("id") == number and bodies:
                 return json.loads(bodies[0])
         except (messages.ProtocolError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ControlError(f"cannot read the answer of {address}: {error}; is it a dwrap distributor of about this version?") from error
