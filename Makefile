@@ -22,3 +22,39 @@ build/bin/dwrap: $(WRAPPER) $(HEADERS)
 build/bin/dwrap-runner: $(RUNNER) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(WARN) $(HARDEN) $(CFLAGS) $(STATIC) -I. $(RUNNER) -o $@ $(LDFLAGS)
+
+BIN    := $(abspath $(VENV))/bin
+JOBS   := $(shell nproc)
+DEMO   := build/demo
+
+$(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
+	@./bootstrap.sh $(PYTHON) $(VENV)
+
+.PHONY: setup demo test lint bench third-party clean
+setup: $(VENV)/ready
+	@$(MAKE) --no-print-directory programs
+
+# The main job: a real C++ project configured, built, linked and tested on an embedded farm.
+demo: setup
+	@rm -rf $(DEMO)
+	@PATH="$(BIN):$$PATH" dwrapctl up --summary -- sh -euc '\
+	  cmake -Wno-dev -G Ninja -S examples/cmake -B $(DEMO) -DCMAKE_CXX_COMPILER_LAUNCHER=dwrap \
+	    -DCMAKE_CXX_LINKER_LAUNCHER=dwrap -DCMAKE_TEST_LAUNCHER=dwrap; \
+	  ninja -C $(DEMO) -j$$(dwrapctl slots); \
+	  ctest --test-dir $(DEMO) -j$$(dwrapctl slots) --output-on-failure'
+
+test: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(TESTS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/run.py
+
+third-party: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/python tests/third_party.py $(PROJECTS)
+
+clean:
+	rm -rf build dist
