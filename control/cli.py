@@ -188,7 +188,12 @@ def why(context: click.Context, job: str, as_json: bool) -> None:
     distributor answered.
     """
     record = find(_all_records(context), job, os.getuid())
-    click.echo(json.dumps(record, indent=1) if as_json else show.why_lines(record))
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+    elif record.get("job"):
+        click.echo(show.safe_lines(map(str, _ask(context, "why", [("job", str(record["job"]))]).get("lines", []))))
+    else:
+        click.echo(show.here_lines(record))
 
 
 def find(known: list[records.Record], job: str, uid: int) -> records.Record:

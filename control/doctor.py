@@ -179,7 +179,7 @@ def agents(here: Surroundings, known: Sequence[Mapping[str, Any]]) -> Iterator[F
 
 def serves(agent: Mapping[str, Any], uid: int) -> bool:
     """Whether `agent`, as the distributor tells of it, takes jobs of `uid` now."""
-    if agent.get("draining") or (uid == 0 and not agent.get("allow_root")):
+    if agent.get("is_draining") or (uid == 0 and not agent.get("allow_root")):
         return False
     return str(agent.get("serves", "any")) in ("any", str(uid))
 

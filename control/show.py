@@ -42,11 +42,11 @@ def clock(stamp: object) -> str | None:
 
 
 def outcome(record: Record) -> str:
-    """How a job ended, in a word: its status, its signal, or the state it is in."""
+    """How a job ended, in a word or two: its status, its signal, or what became of it; else the state it is in."""
     status = record.get("status")
-    if not isinstance(status, int):
-        return str(record.get("state") or "-")
-    return f"signal {status & 127}" if status & 127 else f"status {status >> 8}"
+    if isinstance(status, int):
+        return f"signal {status & 127}" if status & 127 else f"status {status >> 8}"
+    return str(record.get("outcome") or record.get("state") or "-")
 
 
 def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
@@ -57,15 +57,23 @@ def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
             agent.get("host"),
             f"{agent.get('assigned', 0)}/{agent.get('slots', 0)}",
             agent.get("jobs_done"),
-            agent.get("foreign_load", agent.get("foreign")),
+            agent.get("foreign_cpus"),
             _gigabytes(agent.get("memory_available_bytes")),
-            "draining" if agent.get("draining") else "serving",
+            _agent_state(agent),
             " ".join(map(str, agent.get("roots") or ())),
             " ".join(map(str, agent.get("labels") or ())) or None,
         )
         for agent in agents
     ]
-    return table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN", "FREE GB", "STATE", "ROOTS", "LABELS"), rows)
+    return table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN CPUS", "FREE GB", "STATE", "ROOTS", "LABELS"), rows)
+
+
+def _agent_state(agent: Mapping[str, Any]) -> str:
+    if agent.get("is_draining"):
+        return "draining"
+    if agent.get("is_short_of_memory"):
+        return "short of memory"
+    return "serving" if agent.get("is_serving", True) else "not serving"
 
 
 def jobs_table(records: Iterable[Record]) -> str:
@@ -89,35 +97,22 @@ def jobs_table(records: Iterable[Record]) -> str:
 def status_lines(status: Mapping[str, Any]) -> str:
     """The distributor in a few lines, then its agents."""
     agents = [agent for agent in status.get("agents", []) if isinstance(agent, Mapping)]
-    totals = status.get("totals")
     lines = [
-        f"distributor {status.get('version')} at {' '.join(map(str, status.get('addresses', [])))}",
-        f"up:   {_span(status.get('uptime_seconds'))}",
-        f"jobs: {_count(status.get('running'))} running, {_count(status.get('queued'))} queued"
-        + "".join(f", {count} {name}" for name, count in _flat(totals) if count),
+        f"distributor {status.get('version')} at {' '.join(map(str, status.get('addresses', [])))}, up {_span(status.get('uptime_seconds'))}",
+        f"jobs: {status.get('running')} running, {status.get('queued')} queued; in all: {_counts(status.get('totals')) or 'none'}",
     ]
+    reasons = _counts(status.get("here_by_reason"))
+    if reasons:
+        lines.append(f"ran on the desktop by rule: {reasons}")
     return safe_lines(lines) + "\n" + (agents_table(agents) if agents else "no agent is registered")
 
 
-def why_lines(record: Record) -> str:
-    """One job, told line by line."""
-    times = [
-        f"{word} {seconds(record.get(key))} s"
-        for word, key in (("queued", "queued_ms"), ("ran", "run_ms"), ("flushed", "flush_ms"))
-        if record.get(key) is not None
-    ]
-    lines = [
-        f"command: {record.get('line') or record.get('command')}",
-        f"where:   {record.get('where') or 'nowhere yet'}",
-        f"why:     {record.get('reason') or 'no reason was recorded'}",
-        f"outcome: {outcome(record)}",
-        f"times:   {', '.join(times) or 'not measured'}",
-        f"from:    {record.get('cwd')} on {record.get('host') or 'this machine'}, process {record.get('pid') or '-'}",
-        f"at:      {clock(record.get('submitted_at'))}",
-    ]
-    for word, key in (("job", "job"), ("build", "build"), ("attempt", "attempt"), ("tree", "tree"), ("outputs", "outputs")):
-        if record.get(key):
-            lines.append(f"{word + ':':<8} {record[key]}")
+def here_lines(record: Record) -> str:
+    """A command that ran here, from the user's own log."""
+    lines = (
+        f"{record.get('command')} ran here: {record.get('reason')}",
+        f"at {clock(record.get('submitted_at'))}, process {record.get('pid')}, in {record.get('cwd')}: {record.get('line')}",
+    )
     return safe_lines(lines)
 
 
@@ -167,12 +162,5 @@ def _span(seconds_up: object) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
-def _count(value: object) -> object:
-    return len(value) if isinstance(value, Sequence | Mapping) and not isinstance(value, str) else value
-
-
-def _flat(totals: object) -> Iterable[tuple[str, int]]:
-    """Totals by name; those that are kept by reason are added up."""
-    if isinstance(totals, Mapping):
-        for name, value in totals.items():
-            yield str(name), sum(value.values()) if isinstance(value, Mapping) else int(value or 0)
+def _counts(counts: object) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) if isinstance(counts, Mapping) else ""
