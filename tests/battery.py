@@ -67,7 +67,7 @@ def observe(case: Case, directory: Path, environment: Mapping[str, str], prefix:
     stdin_file.write_bytes(case.stdin)
     with stdin_file.open("rb", buffering=0) as opened:
         stdin = {"null": subprocess.DEVNULL, "pipe": subprocess.PIPE, "file": opened, "closed": None}[case.stdin_from]
-        process = subprocess.Popen(  # noqa: S603 - the cases are ours
+        process = subprocess.Popen(
             argv,
             stdin=stdin,
             stdout=subprocess.PIPE,

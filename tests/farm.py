@@ -144,8 +144,12 @@ class Farm:
 
     def _start(self, argv: Sequence[str], under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return subprocess.Popen(  # noqa: S603 - our own programs
-            [*under, program(argv[0]), *argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, env={**os.environ, "PATH": path}
+        return subprocess.Popen(
+            [*under, program(argv[0]), *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, "PATH": path},
         )
 
 

@@ -31,7 +31,7 @@ def start(number: int, farm: Farm, directory: Path) -> subprocess.Popen[bytes]:
     """A wrapper whose command appends its number; it may run here."""
     environment = farm.environment(DWRAP_FALLBACK="local", XDG_RUNTIME_DIR=str(directory / "runtime"))
     script = f"echo {number} ${{DWRAP_JOB:-here}} >>counter"
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(
         [DWRAP, "sh", "-c", script], env=environment, cwd=directory,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def freeze(farm: Farm, chance: random.Random, directory: Path, first: int) -> li
 
 def test_each_command_ran_exactly_once(farm: Farm, tmp_path: Path) -> None:
     print(f"seed {SEED}, {FREEZES} freezes")
-    chance = random.Random(SEED)  # noqa: S311 - a repeatable test
+    chance = random.Random(SEED)
     (tmp_path / "runtime").mkdir(mode=0o700)
     failed: list[tuple[int, int, bytes]] = []
     for round_number in range(FREEZES):

@@ -64,6 +64,8 @@ def variables(name: str, environment: dict[Word, Word]) -> Case:
     return Case(name, ["env", "-0"], environment=environment, normalise=without_host_bound)
 
 
+HELLO = b'#include <stdio.h>\nint main(void){puts("hi");return 0;}\n'
+F_C = b"int f(void) { return 3; }\n"
 SIGNAL_MASKS = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"]
 STATUS = [Case(f"status-{status}", sh(f"exit {status}")) for status in (0, 1, 2, 77, 99, 125, 126, 127, 130, 139, 255)]
 SIGNALS = [
@@ -146,9 +148,9 @@ ON_DISK = [
     Case("order-of-changes", sh("for i in 3 1 2; do echo $i >f$i; sleep 0.02; done")),
     Case("append-and-truncate", sh("echo b >>f; : >g; mv h i; rm j"), files={"f": b"a\n", "g": b"g", "h": b"h", "j": b"j"}),
     Case("sparse", sh("truncate -s 1M s; stat -c %s s")),
-    Case("compile", ["gcc", "-O2", "-g", "-c", "a.c", "-o", "a.o"], files={"a.c": b'#include <stdio.h>\nint main(void){puts("hi");return 0;}\n'}),
+    Case("compile", ["gcc", "-O2", "-g", "-c", "a.c", "-o", "a.o"], files={"a.c": HELLO}),
     Case("compile-error", ["gcc", "-c", "bad.c"], files={"bad.c": b"int main(void) { return x; }\n"}),
-    Case("link", ["gcc", "a.c", "b.c", "-o", "p"], files={"a.c": b"int f(void);int main(void){return f();}", "b.c": b"int f(void){return 3;}"}),
+    Case("link", ["gcc", "a.c", "b.c", "-o", "p"], files={"a.c": b"int f(void);int main(void){return f();}", "b.c": F_C}),
     Case("private-tmp", sh('f=$(mktemp) && echo x >"$f" && cat "$f" && rm "$f"')),
 ]
 PROCESSES = [

@@ -25,7 +25,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
         yield running
 
 
-@pytest.fixture()
+@pytest.fixture
 def named(farm: Farm, tmp_path: Path) -> dict[str, str]:
     """An environment without DWRAP_HOST, whose client.conf calls the farm `theirs`."""
     configuration = tmp_path / "config" / "dwrap"
@@ -37,7 +37,7 @@ def named(farm: Farm, tmp_path: Path) -> dict[str, str]:
 
 
 def run(argv: list[str], environment: dict[str, str], directory: Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(argv, env=environment, cwd=directory, capture_output=True, timeout=20, stdin=subprocess.DEVNULL)  # noqa: S603
+    return subprocess.run(argv, env=environment, cwd=directory, capture_output=True, timeout=20, stdin=subprocess.DEVNULL)
 
 
 def forms(farm: Farm) -> dict[str, list[str]]:
@@ -133,7 +133,7 @@ def test_little_of_a_pipe_is_lost(taken: int, farm: Farm, tmp_path: Path) -> Non
     read_end, write_end = os.pipe()
     os.write(write_end, b"x" * 60_000)
     command = ["dd", f"bs={taken}", "count=1", "status=none", "iflag=fullblock"] if taken else ["true"]
-    done = subprocess.run([DWRAP, *command], stdin=read_end, env=farm.environment(), cwd=tmp_path, capture_output=True, timeout=20)  # noqa: S603
+    done = subprocess.run([DWRAP, *command], stdin=read_end, env=farm.environment(), cwd=tmp_path, capture_output=True, timeout=20)
     left = struct.unpack("i", fcntl.ioctl(read_end, termios.FIONREAD, b"\0\0\0\0"))[0]
     os.close(read_end)
     os.close(write_end)

@@ -29,7 +29,7 @@ class Job:
         self.fifo = directory / "alive"
         os.mkfifo(self.fifo)
         self.read_end = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
-        self.process = subprocess.Popen(  # noqa: S603
+        self.process = subprocess.Popen(
             [DWRAP, "sh", "-c", f"exec 9>{self.fifo}; {script}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             cwd=directory, env=farm.environment(**environment), start_new_session=True,
@@ -70,7 +70,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
         yield running
 
 
-@pytest.fixture()
+@pytest.fixture
 def start(farm: Farm, tmp_path: Path) -> Iterator[object]:
     """Starts jobs, each in a directory of its own, and leaves none behind."""
     jobs: list[Job] = []
@@ -186,7 +186,7 @@ def test_stop_and_continue(start) -> None:  # type: ignore[no-untyped-def]
 
 def test_a_closed_pipe_ends_the_command(farm: Farm, tmp_path: Path) -> None:
     script = f"{DWRAP} yes | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], env=farm.environment(), cwd=tmp_path, capture_output=True, timeout=10)  # noqa: S603, S607
+    done = subprocess.run(["bash", "-c", script], env=farm.environment(), cwd=tmp_path, capture_output=True, timeout=10)
     assert done.stdout.split() == [b"y", b"141"]
     assert done.stderr == b""
 
@@ -194,7 +194,8 @@ def test_a_closed_pipe_ends_the_command(farm: Farm, tmp_path: Path) -> None:
 def test_a_background_child_does_not_hold_the_caller(farm: Farm, tmp_path: Path) -> None:
     """ninja waits for end-of-file on the pipe: a daemon that kept it would hang a build."""
     started = time.monotonic()
-    done = subprocess.run([DWRAP, "sh", "-c", "sleep 1000 & echo main"], env=farm.environment(), cwd=tmp_path, capture_output=True, timeout=10)  # noqa: S603
+    argv = [DWRAP, "sh", "-c", "sleep 1000 & echo main"]
+    done = subprocess.run(argv, env=farm.environment(), cwd=tmp_path, capture_output=True, timeout=10)
     assert (done.returncode, done.stdout) == (0, b"main\n")
     assert time.monotonic() - started < 3.0
 

@@ -35,7 +35,7 @@ def on_terminal(argv: Sequence[str], farm: Farm, directory: Path, only: str = "b
     """Status, what appears on a terminal of 33 by 101, and what comes through a pipe when stderr goes there."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal if only == "both" else subprocess.PIPE,
         cwd=directory, env=farm.environment(TERM="xterm-256color"),
     )  # fmt: skip

@@ -53,7 +53,7 @@ def ways(farm: Farm, wrapper: int) -> dict[str, int]:
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_memory_is_flat_under_endless_output(stream: str, farm: Farm, tmp_path: Path) -> None:
     redirect = ">&2" if stream == "stderr" else ""
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [DWRAP, "sh", "-c", f"exec head -c {TOTAL_BYTES} /dev/zero {redirect}"], env=farm.environment(), cwd=tmp_path,
         stdin=subprocess.DEVNULL, **{stream: subprocess.PIPE},  # type: ignore[call-overload]
     )  # fmt: skip

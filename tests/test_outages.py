@@ -38,7 +38,7 @@ class Wrapper:
     def run(self, *under: str) -> tuple[float, bytes]:
         """Seconds it took, and `job=ID` (no ID when it ran here)."""
         started = time.monotonic()
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [*under, DWRAP, "sh", "-c", SHOW_JOB],
             env=self.environment, cwd=self.directory, capture_output=True, timeout=30, stdin=subprocess.DEVNULL, check=True,
         )  # fmt: skip
@@ -103,11 +103,11 @@ def test_dropping_by_a_firewall(tmp_path: Path) -> None:
     if os.getuid() != 0 or not shutil.which("iptables") or not shutil.which("unshare"):
         pytest.skip("needs root, unshare and iptables")
     rules = "ip link set lo up && iptables -A INPUT -p tcp --dport 7776 -j DROP"
-    if subprocess.run(["unshare", "--net", "sh", "-c", rules], capture_output=True).returncode != 0:  # noqa: S603, S607
+    if subprocess.run(["unshare", "--net", "sh", "-c", rules], capture_output=True).returncode != 0:
         pytest.skip("no network namespaces with iptables here")
     script = f'{rules} && exec "$@"'
     argv = ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, __file__, str(tmp_path)]
-    subprocess.run(argv, check=True, timeout=60)  # noqa: S603
+    subprocess.run(argv, check=True, timeout=60)
 
 
 def test_missing_unix_socket(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_fail_instead_of_falling_back(closed_port: int, tmp_path: Path) -> None:
     """DWRAP_FALLBACK=fail retries for DWRAP_PATIENCE, then 125 with one line; the command has not run."""
     environment = {**os.environ, "DWRAP_HOST": f"127.0.0.1:{closed_port}", "DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "1"}
     started = time.monotonic()
-    done = subprocess.run([DWRAP, "touch", "ran"], env=environment, cwd=tmp_path, capture_output=True, timeout=20)  # noqa: S603
+    done = subprocess.run([DWRAP, "touch", "ran"], env=environment, cwd=tmp_path, capture_output=True, timeout=20)
     assert (done.returncode, done.stdout) == (125, b"")
     assert done.stderr.startswith(b"dwrap: ")
     assert done.stderr.count(b"\n") == 1
