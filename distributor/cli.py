@@ -1,2 +1,161 @@
-def main() -> None:
-    raise SystemExit("not yet")
+"""`dwrap-distributor`: reads the options, puts the rooms together, prints the ready line, serves until SIGTERM.
+
+Knows the process: options, log, limits, signals, systemd. Everything else is in the rooms.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import resource
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import zmq
+
+from dwrap.distributor import http, version
+from dwrap.distributor.broker import Broker
+from dwrap.distributor.identity import is_loopback_endpoint
+from dwrap.distributor.reports import Reports
+from dwrap.distributor.scheduler import Scheduler
+from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
+
+_STAMP_BYTES = 16
+log = logging.getLogger("dwrap.distributor")
+
+
+class _Lines(logging.Formatter):
+    """Log lines as one JSON object each, so that no job's text can forge one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--listen", "endpoints", multiple=True, metavar="ENDPOINT", default=[f"tcp://127.0.0.1:{DEFAULT_PORT}"], show_default=True,
+    help="tcp://HOST:PORT (port 0: any free one) or ipc://PATH; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--http", "http_address", metavar="HOST:PORT|off", default=f"127.0.0.1:{DEFAULT_HTTP_PORT}", show_default=True,
+    help="Where /metrics and /status.json are served.",
+)  # fmt: skip
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch over restarts.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
+@click.version_option(version(), prog_name="dwrap-distributor")
+def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:
+    """Takes jobs from `dwrap`, and hands them to agents."""
+    _log_to_stderr()
+    _check_reach([*endpoints, *([] if http_address == "off" else [f"tcp://{http_address}"])], insecure)
+    _raise_descriptor_limit()
+    secret = functools.partial(secrets.token_hex, _STAMP_BYTES)
+    scheduler = Scheduler(secret)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.setsockopt(zmq.MAX_SOCKETS, 65_535)
+    try:
+        reports = Reports(scheduler, next_epoch(state, time.time_ns()))
+        broker = Broker(context, endpoints, scheduler, reports, secret, insecure)
+        url, stop_http = _serve_http(http_address, broker, reports)
+    except OSError as error:  # ZMQError is one too
+        _die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: broker.stop())
+    print("ready", *broker.addresses, *([url] if url else []), flush=True)
+    _notify("READY=1")
+    log.info("serving %s, version %s", json.dumps(broker.addresses), version())
+    broker.run()
+    _notify("STOPPING=1")
+    stop_http()
+    broker.close()
+    context.destroy(linger=200)
+
+
+def next_epoch(state: Path | None, clock_ns: int) -> int:
+    """The number of this incarnation: larger than that of every one before, by the clock and by the file in `state`.
+
+    Raises OSError when the file cannot be written.
+    """
+    epoch = clock_ns // 1_000_000
+    if state is None:
+        return epoch
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = state / "epoch"
+    before = file.read_text(encoding="ascii").strip() if file.exists() else "0"
+    epoch = max(epoch, int(before) + 1) if before.isdecimal() else epoch
+    fresh = state / "epoch.new"
+    fresh.write_text(f"{epoch}\n", encoding="ascii")
+    fresh.replace(file)
+    return epoch
+
+
+def _serve_http(address: str, broker: Broker, reports: Reports) -> tuple[str, Callable[[], None]]:
+    if address == "off":
+        return "", lambda: None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        _die(f"--http {address} is not of the form HOST:PORT; say --http 127.0.0.1:{DEFAULT_HTTP_PORT}, or --http off")
+
+    def status() -> bytes:
+        return json.dumps(broker.ask(lambda: reports.status(broker.addresses)), indent=1).encode() + b"\n"
+
+    pages = {
+        "/status.json": http.Page("application/json", status),
+        "/metrics": http.Page("text/plain; version=0.0.4; charset=utf-8", lambda: bytes(broker.ask(reports.metrics_text))),
+        "/healthz": http.Page("text/plain; charset=utf-8", lambda: bytes(broker.ask(lambda: b"ok\n"))),
+    }
+    try:
+        return http.serve(host.strip("[]"), int(port), pages)
+    except OSError as error:
+        _die(f"cannot serve http on {address}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")
+
+
+def _check_reach(endpoints: list[str], insecure: bool) -> None:
+    for endpoint in endpoints:
+        if not endpoint.startswith(("tcp://", "ipc://")):
+            _die(f"cannot listen on {endpoint}: it is neither tcp://HOST:PORT nor ipc://PATH")
+        if is_loopback_endpoint(endpoint):
+            continue
+        if not insecure:
+            _die(f"refuses to listen on {endpoint}: others can reach it and there are no keys; use 127.0.0.1, ipc://, or --insecure")
+        log.warning("listening on %s without keys: whoever can reach it may run commands on the agents", endpoint)
+
+
+def _die(text: str) -> NoReturn:
+    print(f"dwrap: {text}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection is a descriptor; the soft limit is often 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _notify(text: str) -> None:
+    """Tells systemd, when it asked to be told (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+        try:
+            link.sendto(text.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("cannot tell the service manager: %s", error.strerror)

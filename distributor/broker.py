@@ -1,0 +1,379 @@
+"""The broker: the distributor's one socket loop. Messages in, the scheduler's actions out, streams passed through.
+
+The only room with a ROUTER. It parses a message, checks that its sender may say it, turns it into an event for the
+scheduler and sends what the actions say. OUTPUT, INPUT, CREDIT, CLOSE and SIGNAL go from one side to the other as they are.
+Everything happens in one thread; others (HTTP) ask through `ask`. Knows sockets and who may speak of which job. Does not
+know how jobs are scheduled.
+
+Order matters where descriptors are reused: a batch of messages is received first, then the monitor's events that led up
+to it; messages of known connections are handled, then the events applied, then the messages of those that were unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, Final
+
+import zmq
+
+from dwrap.distributor import events as e
+from dwrap.distributor import identity, wire
+from dwrap.distributor.connections import Connection, Connections
+from dwrap.distributor.events import JobState
+from dwrap.distributor.job import Job
+from dwrap.distributor.reports import Reports
+from dwrap.distributor.scheduler import Scheduler
+from dwrap.protocol.messages import MAX_FRAME_BYTES, MAX_FRAMES, Fields, ProtocolError, encode, parse
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
+_DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
+_BATCH: Final = 256
+_ASK_SECONDS: Final = 2.0
+_IDLE_SECONDS: Final = 10.0
+_OLDEST_LIBZMQ: Final = (4, 3, 3)
+
+log = logging.getLogger("dwrap.distributor")
+
+
+class Broker:
+    """One distributor. `run` returns after `stop`."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Sequence[str],
+        scheduler: Scheduler,
+        reports: Reports,
+        secret: Callable[[], str],
+        insecure: bool = False,
+    ) -> None:
+        """Binds the endpoints. Raises zmq.ZMQError when one cannot be had."""
+        self._scheduler = scheduler
+        self._reports = reports
+        self._secret = secret
+        self._insecure = insecure
+        self._links = Connections()
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._stopping = False
+        self._router = _open_router(context)
+        self._monitor = self._router.get_monitor_socket(_ACCEPTED | _DISCONNECTED)
+        self.addresses = [_bind(self._router, endpoint) for endpoint in endpoints]
+        self._poller = zmq.Poller()
+        for source in (self._router, self._monitor, self._wake_read):
+            self._poller.register(source, zmq.POLLIN)
+        self._handlers = self._make_handlers()
+
+    # ---- from outside ----
+
+    def run(self) -> None:
+        """Serves until `stop`."""
+        while not self._stopping:
+            due = self._scheduler.next_deadline()
+            wait = _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.0, due - time.monotonic()))
+            ready = dict(self._poller.poll(round(wait * 1_000) + 1))
+            if self._wake_read.fileno() in ready:
+                self._answer_asks()
+            full = True
+            while full:
+                full = self._take_batch() == _BATCH
+            self._happened(e.Tick())
+        log.info("stopped")
+
+    def stop(self) -> None:
+        """Ends `run` soon. May be called from a signal handler or another thread."""
+        self._stopping = True
+        self._wake()
+
+    def close(self) -> None:
+        """Closes the sockets, and removes the files of Unix ones."""
+        self._router.disable_monitor()
+        self._monitor.close(0)
+        self._router.close(0)
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def ask(self, what: Callable[[], Any]) -> Any:
+        """Runs something in the broker's thread and returns its result. Raises TimeoutError when the broker is too busy."""
+        answer: Future[Any] = Future()
+        self._asked.put((what, answer))
+        self._wake()
+        try:
+            return answer.result(_ASK_SECONDS)
+        except FutureTimeout:
+            raise TimeoutError from None
+
+    # ---- the loop's parts ----
+
+    def _wake(self) -> None:
+        try:
+            self._wake_write.send(b"!")
+        except BlockingIOError:
+            return  # it has been woken often enough
+
+    def _answer_asks(self) -> None:
+        while True:
+            try:
+                if not self._wake_read.recv(4_096):
+                    break
+            except BlockingIOError:
+                break
+        while not self._asked.empty():
+            what, answer = self._asked.get()
+            try:
+                answer.set_result(what())
+            except Exception as error:
+                answer.set_exception(error)
+
+    def _take_batch(self) -> int:
+        """Handles up to _BATCH messages. Returns how many there were."""
+        batch = self._receive()
+        happenings = self._receive_events()
+        strangers = []
+        for head, frames in batch:
+            link = self._links.by_rid.get(head.bytes)
+            if link is None:
+                strangers.append((head, frames))
+            else:
+                self._dispatch(link, frames)
+        for kind, fd in happenings:
+            self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
+        for head, frames in strangers:
+            link = self._links.by_rid.get(head.bytes) or self._meet(head)
+            if link is not None:
+                self._dispatch(link, frames)
+        return len(batch)
+
+    def _receive(self) -> list[tuple[zmq.Frame, list[bytes]]]:
+        receive = self._router.recv
+        batch: list[tuple[zmq.Frame, list[bytes]]] = []
+        try:
+            while len(batch) < _BATCH:
+                head = frame = receive(_NOBLOCK, copy=False)
+                frames: list[bytes] = []
+                while frame.more:
+                    frame = receive(_NOBLOCK, copy=False)
+                    frames.append(frame.bytes)
+                batch.append((head, frames))
+        except zmq.Again:
+            pass
+        return batch
+
+    def _receive_events(self) -> list[tuple[int, int]]:
+        happenings: list[tuple[int, int]] = []
+        try:
+            while True:
+                what, _ = self._monitor.recv_multipart(_NOBLOCK)
+                happenings.append(struct.unpack("=hi", what))
+        except zmq.Again:
+            return happenings
+
+    def _meet(self, head: zmq.Frame) -> Connection | None:
+        """The first message of a connection: who is it? None when it has gone already, or may not stay."""
+        fd, rid = int(head.get(zmq.SRCFD)), head.bytes
+        if not self._links.is_open(fd):
+            return None
+        who = identity.of_unix_peer(_property(head, "Peer-Address")) or identity.of_tcp_peer(fd)
+        link, mistaken = self._links.bind(fd, rid, who)
+        self._lost(mistaken)
+        refusal = ""
+        if _property(head, "Socket-Type") != "DEALER":
+            refusal = "only DEALER sockets that speak ZMTP 3 are served"
+        elif not rid.startswith(b"\0"):
+            refusal = "the peer chose a routing id; leave it to the distributor"
+        elif who.uid is None and not (self._insecure and who.why):
+            refusal = f"nobody can tell who is at the other end: {who.why}"
+        if refusal:
+            self._refuse(link, refusal)
+            identity.evict(fd)
+            return None
+        if who.uid is None:
+            log.warning("peer without identity let in, as --insecure says: %s", who.why)
+        return link
+
+    def _lost(self, link: Connection | None) -> None:
+        if link is not None:
+            self._happened(e.Disconnected(link.peer))
+
+    # ---- messages ----
+
+    def _dispatch(self, link: Connection, frames: list[bytes]) -> None:
+        fields: Fields | None = None
+        try:
+            if len(frames) > MAX_FRAMES:
+                identity.evict(link.fd)
+            verb, fields, bodies = parse(frames)
+            handler = self._handlers.get(verb)
+            if handler is None:
+                return self._reports.unexpected("unknown_verb")
+            handler(link, fields, bodies, frames)
+        except ProtocolError as error:
+            self._reports.unexpected("malformed")
+            self._refuse(link, str(error), _job_named_in(fields))
+
+    def _make_handlers(self) -> dict[str, Callable[[Connection, Fields, Sequence[bytes], list[bytes]], None]]:
+        happened = self._happened
+        return {
+            "SUBMIT": lambda link, fields, _, __: happened(wire.submit(link.peer, link.uid, fields)),
+            "GO": self._go,
+            "ACK": lambda link, fields, _, __: happened(e.Acknowledged(link.peer, fields.name("job"))),
+            "OUTPUT": self._to_submitter,
+            "CREDIT": self._to_either,
+            "INPUT": self._to_agent,
+            "CLOSE": self._to_agent,
+            "SIGNAL": self._to_agent,
+            "QUERY": self._query,
+            "REGISTER": lambda link, fields, _, __: happened(wire.register(link.peer, link.uid, fields)),
+            "HEARTBEAT": self._heartbeat,
+            "LEAVING": lambda link, *_: happened(e.Leaving(link.peer)),
+            "REJECT": lambda link, fields, _, __: happened(wire.rejected(link.peer, fields)),
+            "RESULT": lambda link, fields, _, frames: happened(wire.finished(link.peer, fields, frames[1])),
+        }
+
+    def _go(self, link: Connection, fields: Fields, bodies: Sequence[bytes], frames: list[bytes]) -> None:
+        event = wire.go(link.peer, fields, bodies, frames[1])
+        job = self._scheduler.jobs.get(event.job)
+        if job is not None and job.peer == link.peer and job.stamp == event.stamp and not link.confirm():
+            return identity.evict(link.fd)
+        self._happened(event)
+
+    def _heartbeat(self, link: Connection, fields: Fields, *_: object) -> None:
+        event = wire.heartbeat(link.peer, fields)
+        agent = self._scheduler.agents.get(link.peer)
+        if agent is not None and agent.token == event.token and not link.confirm():
+            return identity.evict(link.fd)
+        self._happened(event)
+
+    def _to_submitter(self, link: Connection, fields: Fields, _: object, frames: list[bytes]) -> None:
+        job = self._scheduler.held_by(link.peer, fields.name("job"), fields.number("attempt"))
+        if job is None:
+            return self._reports.unexpected("stream")
+        if job.peer is not None:
+            self._send(job.peer, frames)
+
+    def _to_agent(self, link: Connection, fields: Fields, _: object, frames: list[bytes]) -> None:
+        job = self._running(link, fields)
+        if job is None or job.agent is None:
+            return self._reports.unexpected("stream")
+        self._send(job.agent.peer, frames)
+
+    def _to_either(self, link: Connection, fields: Fields, bodies: object, frames: list[bytes]) -> None:
+        if self._running(link, fields) is not None:
+            self._to_agent(link, fields, bodies, frames)
+        else:
+            self._to_submitter(link, fields, bodies, frames)
+
+    def _running(self, link: Connection, fields: Fields) -> Job | None:
+        job = self._scheduler.jobs.get(fields.name("job"))
+        if job is None or job.peer != link.peer or job.state is not JobState.ASSIGNED:
+            return None
+        return job
+
+    def _query(self, link: Connection, fields: Fields, *_: object) -> None:
+        what = fields.text("what")
+        answer = self._drain(link, fields) if what == "drain" else self._reports.answer(what, fields, self.addresses)
+        body = json.dumps(answer, separators=(",", ":")).encode()
+        if len(body) > MAX_FRAME_BYTES:
+            raise ProtocolError("the answer is too large; ask for fewer with limit")
+        self._send(link.peer, encode("REPLY", [("id", fields.text("id"))], body))
+
+    def _drain(self, link: Connection, fields: Fields) -> dict[str, str]:
+        if link.uid not in (0, os.geteuid()):
+            raise ProtocolError("only root and the distributor's own user may drain agents")
+        link.token = link.token or self._secret()
+        if fields.text("token") != link.token or not link.confirm():
+            return {"token": link.token}
+        name = fields.text("agent")
+        if not any(agent.name == name for agent in self._scheduler.agents.values()):
+            raise ProtocolError(f"no agent named {name} is connected")
+        self._happened(e.DrainAsked(name))
+        return {"draining": name}
+
+    # ---- out ----
+
+    def _happened(self, event: e.Event) -> None:
+        for action in self._scheduler.handle(event, time.monotonic()):
+            if isinstance(action, e.Record):
+                self._reports.fold(action)
+            elif isinstance(action, e.Unexpected):
+                self._reports.unexpected(action.what)
+            else:
+                message = wire.message(action, self._reports.epoch)
+                if message is not None:
+                    self._send(action.peer, message)
+
+    def _refuse(self, link: Connection, reason: str, job: str = "") -> None:
+        log.info("refused a message: %s", json.dumps(reason))
+        self._send(link.peer, wire.refused(reason, job))
+
+    def _send(self, peer: e.Peer, frames: Sequence[bytes]) -> None:
+        link = self._links.by_peer.get(peer)
+        if link is None:
+            return
+        send = self._router.send
+        try:
+            send(link.rid, _MORE)
+            for frame in frames[:-1]:
+                send(frame, _MORE)
+            send(frames[-1], _NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise  # a peer that has gone is told by the monitor in a moment; anything else is a defect
+
+
+def _open_router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """The socket with all its limits set. What bounds the send side is credit, not a high-water mark."""
+    if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
+        raise OSError(f"libzmq {zmq.zmq_version()} has known holes; install pyzmq with libzmq 4.3.3 or newer")
+    router = context.socket(zmq.ROUTER)
+    options = {
+        zmq.ROUTER_MANDATORY: 1,
+        zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+        zmq.HANDSHAKE_IVL: 5_000,
+        zmq.BACKLOG: 8_192,
+        zmq.SNDHWM: 0,
+        zmq.RCVHWM: 256,
+        zmq.LINGER: 200,
+        zmq.IPV6: 1,
+        zmq.TCP_KEEPALIVE: 1,
+        zmq.TCP_KEEPALIVE_IDLE: 4,
+        zmq.TCP_KEEPALIVE_INTVL: 2,
+        zmq.TCP_KEEPALIVE_CNT: 3,
+    }
+    for option, value in options.items():
+        router.setsockopt(option, value)
+    return router
+
+
+def _bind(router: zmq.Socket[bytes], endpoint: str) -> str:
+    """Binds one endpoint (`tcp://HOST:0` takes any free port). Returns it with what was taken."""
+    router.bind(endpoint)
+    return router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    """A property that the handshake told, as each message carries it; empty when there is none."""
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
+
+
+def _job_named_in(fields: Fields | None) -> str:
+    try:
+        return fields.name("job") if fields is not None else ""
+    except ProtocolError:
+        return ""

@@ -1,0 +1,76 @@
+"""The table of connections: routing id ↔ descriptor ↔ identity.
+
+ZeroMQ names a peer by its routing id in each message, and by its descriptor in the monitor's events. A descriptor number
+is used again as soon as it is closed, so the events are applied in their order, and messages of routing ids that are not
+known yet are looked at only after the events that came before them (broker.py keeps that order).
+Knows connections. Does not know messages or jobs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from dwrap.distributor import identity
+from dwrap.distributor.events import Peer
+from dwrap.distributor.identity import Identity
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection that has spoken. `peer` is its number for the scheduler."""
+
+    peer: Peer
+    fd: int
+    rid: bytes
+    identity: Identity
+    is_trusted: bool = False
+    token: str = ""
+
+    @property
+    def uid(self) -> int | None:
+        return self.identity.uid
+
+    def confirm(self) -> bool:
+        """The peer has echoed a secret: its identity counts from now on, if this is still the socket that was asked about."""
+        if not self.is_trusted:
+            same = self.identity.is_unix or identity.cookie_of(self.fd) == self.identity.cookie
+            self.is_trusted = same
+        return self.is_trusted
+
+
+class Connections:
+    """All open connections."""
+
+    def __init__(self) -> None:
+        self._serials = itertools.count(1)
+        self._open: dict[int, Connection | None] = {}  # by descriptor; None until it has spoken
+        self.by_rid: dict[bytes, Connection] = {}
+        self.by_peer: dict[Peer, Connection] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def opened(self, fd: int) -> Connection | None:
+        """A connection was accepted. Returns the one that had this descriptor when its end was not seen."""
+        before = self.closed(fd)
+        self._open[fd] = None
+        return before
+
+    def closed(self, fd: int) -> Connection | None:
+        """A connection has ended. Returns it when it had spoken."""
+        known = self._open.pop(fd, None)
+        if known is not None:
+            del self.by_rid[known.rid]
+            del self.by_peer[known.peer]
+        return known
+
+    def is_open(self, fd: int) -> bool:
+        return fd in self._open
+
+    def bind(self, fd: int, rid: bytes, who: Identity) -> tuple[Connection, Connection | None]:
+        """The first message of an open connection. Returns it, and one that was wrongly taken for this descriptor's."""
+        mistaken = self.closed(fd)
+        link = Connection(next(self._serials), fd, rid, who)
+        self._open[fd] = self.by_rid[rid] = self.by_peer[link.peer] = link
+        return link, mistaken

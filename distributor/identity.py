@@ -1,0 +1,134 @@
+"""Whose connection is this? The kernel's word, never the peer's.
+
+A Unix socket's peer: libzmq notes its credentials when the connection is made and hands them out with each message.
+A loopback TCP peer: sock_diag names the owner of the socket at the other end. Any other peer has no identity.
+Knows descriptors and netlink. Does not know what an identity may do, nor when it may be trusted (PROTOCOL.md,
+"Who someone is": only after the peer has echoed a secret from the socket with the same cookie).
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+_UNIX_PREFIX: Final = "localhost:"  # libzmq's name for the address of a Unix peer; a TCP peer's is numeric
+_SO_COOKIE: Final = 57
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_NLM_F_REQUEST: Final = 1
+_NLMSG_ERROR: Final = 2
+_ANY_STATE: Final = 0xFFFFFFFF
+_NO_COOKIE: Final = struct.pack("=II", 0xFFFFFFFF, 0xFFFFFFFF)
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is at the other end. `uid` is None when nobody can tell, and `why` says so. `cookie` names the socket for good."""
+
+    uid: int | None
+    cookie: bytes = b""
+    why: str = ""
+    is_unix: bool = False
+
+
+def of_unix_peer(peer_address: str) -> Identity | None:
+    """The identity in a message's Peer-Address property when it came over a Unix socket, else None."""
+    if not peer_address.startswith(_UNIX_PREFIX):
+        return None
+    parts = peer_address.split(":")
+    if len(parts) != 4 or not parts[1].isdigit():
+        return Identity(None, why="the Unix socket told no credentials", is_unix=True)
+    return Identity(int(parts[1]), is_unix=True)
+
+
+def of_tcp_peer(fd: int) -> Identity:
+    """The owner of the socket at the other end of a connected TCP descriptor."""
+    try:
+        with _borrow(fd) as link:
+            cookie = link.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+            peer, peer_port = _address(link.getpeername())
+            own, own_port = _address(link.getsockname())
+    except OSError as error:
+        return Identity(None, why=f"its socket cannot be asked: {error.strerror}")
+    if not (peer.is_loopback or peer == own):
+        return Identity(None, cookie, f"it comes from {peer}, and only keys give such peers an identity")
+    try:
+        uid = _owner(peer, peer_port, own, own_port)
+    except OSError as error:
+        return Identity(None, cookie, f"the kernel does not tell the owner of {peer}:{peer_port}: {error.strerror}")
+    return Identity(uid, cookie, "" if uid is not None else "its socket has no owner any more")
+
+
+def cookie_of(fd: int) -> bytes:
+    """The cookie of a descriptor's socket now; empty when there is none."""
+    try:
+        with _borrow(fd) as link:
+            return link.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+    except OSError:
+        return b""
+
+
+def evict(fd: int) -> None:
+    """Ends the connection behind a descriptor that libzmq owns; libzmq sees a peer that closed."""
+    try:
+        with _borrow(fd) as link:
+            link.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it is gone already
+
+
+def is_loopback_endpoint(endpoint: str) -> bool:
+    """Whether only this machine can reach a zmq endpoint."""
+    if endpoint.startswith("ipc://"):
+        return True
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _borrow(fd: int) -> socket.socket:
+    """A socket object on a duplicate, so that closing it leaves libzmq's descriptor alone."""
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+
+
+def _address(name: object) -> tuple[Address, int]:
+    if not isinstance(name, tuple):
+        raise OSError(errno.EAFNOSUPPORT, "it is no TCP socket")
+    address = ipaddress.ip_address(str(name[0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address, int(name[1])
+
+
+def _owner(source: Address, source_port: int, target: Address, target_port: int) -> int | None:
+    """The uid of the socket that is connected from source to target; None for one that no process holds. Raises OSError."""
+    family = socket.AF_INET if source.version == 4 else socket.AF_INET6
+    who = struct.pack("!HH", source_port, target_port) + source.packed.ljust(16, b"\0") + target.packed.ljust(16, b"\0")
+    request = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE) + who + struct.pack("=I", 0) + _NO_COOKIE
+    header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(1.0)
+        netlink.send(header + request)
+        answer = netlink.recv(4096)
+    (kind,) = struct.unpack_from("=H", answer, 4)
+    if kind == _NLMSG_ERROR:
+        (code,) = struct.unpack_from("=i", answer, 16)
+        raise OSError(-code, os.strerror(-code))
+    uid, inode = struct.unpack_from("=II", answer, 16 + 4 + 48 + 12)  # after idiag_family…retrans, sockid, expires, queues
+    return int(uid) if inode else None

@@ -1,0 +1,161 @@
+"""Which agent gets the next job: the least loaded one of the pools that may take it.
+
+An agent's load is the slots that are assigned, plus the processors that are busy with others' work, over its slots; ours
+are counted exactly and at once, theirs are a measurement that is a second old. One that is short of memory takes jobs
+only while it has none, and only when no other agent is free: so that work never stops, and never piles up there.
+
+Each pool keeps a heap of its agents that have a free slot. A change pushes a new entry and leaves the old one stale
+(its version tells); the heap is rebuilt when it is mostly stale, so a placement costs O(log agents).
+Knows agents as slots and load. Does not know jobs beyond their number, nor why a pool may take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from heapq import heapify, heappop, heappush
+
+from dwrap.distributor.events import AgentSpec, Load, Peer
+from dwrap.distributor.policy import Pool, pool_of
+
+SHORT_OF_MEMORY_BYTES = 256 * 1024 * 1024
+SHORT_OF_MEMORY_PSI_PERCENT = 20.0
+_LAST_RESORT = 1_000.0
+
+
+class Agent:
+    """One registered connection of an agent."""
+
+    __slots__ = (
+        "done",
+        "draining",
+        "heard_at",
+        "jobs",
+        "lease_until",
+        "load",
+        "peer",
+        "pool",
+        "spec",
+        "token",
+        "trusted",
+        "uid",
+        "version",
+    )
+
+    def __init__(self, peer: Peer, uid: int | None, spec: AgentSpec, token: str) -> None:
+        self.peer = peer
+        self.uid = uid
+        self.spec = spec
+        self.pool = pool_of(spec)
+        self.token = token
+        self.trusted = False  #: it has sent the token back, so the uid is its own
+        self.draining = spec.draining
+        self.load = Load()
+        self.jobs: set[str] = set()  #: offered or assigned here; each holds a slot
+        self.done = 0
+        self.heard_at = 0.0
+        self.lease_until = 0.0
+        self.version = 0
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it may be given work at all, a free slot aside."""
+        return self.trusted and not self.draining
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        known = self.load.memory_available_bytes
+        return 0 < known < SHORT_OF_MEMORY_BYTES or self.load.psi_memory > SHORT_OF_MEMORY_PSI_PERCENT
+
+    @property
+    def has_room(self) -> bool:
+        held = len(self.jobs)
+        return held < self.spec.slots and not (held and self.is_short_of_memory)
+
+    @property
+    def score(self) -> float:
+        """Lower is better."""
+        busy = (len(self.jobs) + self.load.foreign_cpus) / self.spec.slots
+        return busy + _LAST_RESORT if self.is_short_of_memory else busy
+
+
+class _Group:
+    """The serving agents of one pool."""
+
+    __slots__ = ("agents", "heap")
+
+    def __init__(self) -> None:
+        self.agents: set[Agent] = set()
+        self.heap: list[tuple[float, Peer, int, Agent]] = []
+
+    def push(self, agent: Agent) -> None:
+        if len(self.heap) > 4 * len(self.agents) + 64:
+            self.heap = [entry for entry in self.heap if entry[2] == entry[3].version]
+            heapify(self.heap)
+        if agent.has_room:
+            heappush(self.heap, (agent.score, agent.peer, agent.version, agent))
+
+    def best(self) -> tuple[float, Peer, int, Agent] | None:
+        while self.heap:
+            entry = self.heap[0]
+            if entry[2] == entry[3].version:
+                return entry
+            heappop(self.heap)
+        return None
+
+
+class Placement:
+    """The serving agents, by pool."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Pool, _Group] = {}
+
+    @property
+    def pools(self) -> Iterable[Pool]:
+        """The pools that have a serving agent."""
+        return self._groups.keys()
+
+    def update(self, agent: Agent) -> bool:
+        """The agent's slots, load or standing have changed. Returns True when a pool has appeared or gone."""
+        agent.version += 1
+        if not agent.is_serving:
+            return self.remove(agent)
+        group = self._groups.get(agent.pool)
+        is_new = group is None
+        if group is None:
+            group = self._groups[agent.pool] = _Group()
+        group.agents.add(agent)
+        group.push(agent)
+        return is_new
+
+    def remove(self, agent: Agent) -> bool:
+        """The agent takes no more work. Returns True when its pool has gone with it."""
+        agent.version += 1
+        group = self._groups.get(agent.pool)
+        if group is None or agent not in group.agents:
+            return False
+        group.agents.remove(agent)
+        if group.agents:
+            return False
+        del self._groups[agent.pool]
+        return True
+
+    def best(self, pools: Iterable[Pool], avoid: Collection[str] = ()) -> Agent | None:
+        """The least loaded agent of these pools that has a free slot and whose name is not to be avoided, or None."""
+        if avoid:
+            able = [agent for agent in self.agents(pools) if agent.has_room and agent.name not in avoid]
+            return min(able, key=lambda agent: (agent.score, agent.peer), default=None)
+        found: tuple[float, Peer, int, Agent] | None = None
+        for pool in pools:
+            group = self._groups.get(pool)
+            entry = group.best() if group else None
+            if entry is not None and (found is None or entry < found):
+                found = entry
+        return found[3] if found else None
+
+    def agents(self, pools: Iterable[Pool]) -> list[Agent]:
+        """The serving agents of these pools, in no order."""
+        return [agent for pool in pools if pool in self._groups for agent in self._groups[pool].agents]

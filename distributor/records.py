@@ -1,0 +1,174 @@
+"""What has happened: the history of jobs, the totals and the metrics, all folded from the scheduler's records.
+
+Knows records and counters. Does not know the scheduler: what is true *now* (agents, queue) is passed in when asked for.
+Nothing of a job's environment or arguments is in here beyond the basename of its command.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+
+from dwrap.distributor.events import Fact, Record
+
+HISTORY_JOBS: Final = 4_096
+MAX_REASONS: Final = 256
+ENDS: Final = frozenset({"done", "here", "unavailable", "refused", "failed", "cancelled"})
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+Entry = dict[str, Any]
+
+
+class History:
+    """The newest jobs, live ones included, as flat dictionaries; and what became of all jobs ever."""
+
+    def __init__(self, wall_offset: float) -> None:
+        self.totals: Tally[str] = Tally()
+        self.here_reasons: Tally[str] = Tally()
+        self._wall_offset = wall_offset
+        self._jobs: OrderedDict[str, Entry] = OrderedDict()
+
+    def fold(self, record: Record) -> Entry | None:
+        """Takes a record in. Returns the job's entry, None for a record about an agent."""
+        if not record.job:
+            return None
+        if record.what == "submitted":
+            entry = self._begin(record)
+        else:
+            known = self._jobs.get(record.job)
+            if known is None:
+                return None  # it is older than the history is long
+            entry = known
+        entry.update(record.facts)
+        if record.what in ENDS:
+            self._end(record, entry)
+        elif record.what in ("queued", "rejected", "withdrawn", "unanswered"):
+            entry["agent"] = ""
+        return entry
+
+    def entries(self, build: str = "", limit: int = HISTORY_JOBS) -> list[Entry]:
+        """The newest jobs, oldest first; of one build when one is named."""
+        chosen = [entry for entry in self._jobs.values() if not build or entry["build"] == build]
+        return [self.shown(entry) for entry in chosen[-limit:]] if limit else []
+
+    def find(self, name: str) -> Entry | str:
+        """The job of this id or unique prefix, or the `last` one; or a line that says why there is none."""
+        if name == "last":
+            return self.shown(next(reversed(self._jobs.values()))) if self._jobs else "no job has been seen yet"
+        if name in self._jobs:
+            return self.shown(self._jobs[name])
+        found = [job for job in self._jobs if job.startswith(name)] if name else []
+        if len(found) == 1:
+            return self.shown(self._jobs[found[0]])
+        return f"{len(found)} jobs begin with {name}; give more of the id" if found else f"no job {name} is among the last {HISTORY_JOBS}"
+
+    @staticmethod
+    def shown(entry: Entry) -> Entry:
+        """A copy as it is handed out."""
+        where = "here" if entry["outcome"] in ("here", "unavailable") else entry["agent"]
+        return {**entry, "where": where}
+
+    def _begin(self, record: Record) -> Entry:
+        entry: Entry = {
+            "job": record.job,
+            "submitted_at": round(record.at + self._wall_offset, 3),
+            "outcome": "",
+            "agent": "",
+            "attempt": 0,
+            "reason": "",
+            "status": None,
+            "error": "",
+            "queued_ms": None,
+            "run_ms": None,
+            "flush_ms": None,
+            "tree": "",
+            "outputs": "",
+        }
+        self._jobs[record.job] = entry
+        self._jobs.move_to_end(record.job)
+        if len(self._jobs) > HISTORY_JOBS:
+            self._jobs.popitem(last=False)
+        return entry
+
+    def _end(self, record: Record, entry: Entry) -> None:
+        entry["outcome"] = record.what
+        entry["settled_at"] = round(record.at + self._wall_offset, 3)
+        self.totals[record.what] += 1
+        reason = str(record.facts.get("reason", ""))
+        if record.what == "here" and (reason in self.here_reasons or len(self.here_reasons) < MAX_REASONS):
+            self.here_reasons[reason] += 1
+
+
+def explain(entry: Entry) -> list[str]:
+    """A job's story in lines for people: where it ran, why there, how long each part took."""
+    command, outcome, agent = entry["command"], entry["outcome"], entry["agent"]
+    times = [f"{word} {entry[key]} ms" for word, key in (("queued", "queued_ms"), ("ran", "run_ms"), ("flushed", "flush_ms"))
+             if entry[key] is not None]  # fmt: skip
+    first = {
+        "done": f"{command} ran on {agent}",
+        "here": f"{command} ran where it was submitted: {entry['reason']}",
+        "unavailable": f"{command} found no agent: {entry['reason']}",
+        "refused": f"{command} was refused: {entry['reason']}",
+        "failed": f"{command} failed to run, through no fault of its own: {entry['reason']}",
+        "cancelled": f"{command} was cancelled by its submitter",
+        "": f"{command} is {entry['state']}" + (f" on {agent}" if agent else ""),
+    }[outcome]
+    lines = [": ".join([first, ", ".join(times)]) if times else first]
+    if outcome == "done":
+        lines.append(f"{agent} was the least loaded agent that shares its paths and matches its labels")
+        status = entry["status"]
+        lines.append(f"wait status {status}" if status is not None else f"it could not be started: {entry['error']}: {entry['reason']}")
+    lines.append(f"job {entry['job']}, attempt {entry['attempt']}, uid {entry['uid']}, build {entry['build']}")
+    lines.append(f"in {entry['cwd']} on {entry['host'] or 'an unnamed host'}")
+    if entry["tree"]:
+        lines.append(f"its processes were held by {entry['tree']}; its outputs on disk are {entry['outputs'] or 'not accounted for'}")
+    return lines
+
+
+class Metrics:
+    """The counters that Prometheus reads. Gauges are read from `now` at the moment of the scrape."""
+
+    def __init__(self, now: Callable[[], dict[str, float]]) -> None:
+        self.registry = CollectorRegistry()
+        jobs = Counter("dwrap_jobs", "Jobs that have ended, by how", ["outcome"], registry=self.registry)
+        self._ends = {end: jobs.labels(end) for end in sorted(ENDS)}
+        self._unexpected = Counter(
+            "dwrap_unexpected_messages", "Messages that did not fit the state they met", ["what"], registry=self.registry
+        )
+        self._queue_seconds = Histogram(
+            "dwrap_queue_seconds", "From submission to assignment", buckets=_SECONDS, registry=self.registry
+        )
+        self._run_seconds = Histogram("dwrap_run_seconds", "Run time of commands on agents", buckets=_SECONDS, registry=self.registry)
+        self.registry.register(_Gauges(now))
+
+    def fold(self, record: Record) -> None:
+        """Takes a record in."""
+        facts = record.facts
+        if record.what == "assigned":
+            self._queue_seconds.observe(_number(facts.get("queued_ms")) / 1_000)
+        elif record.what in ENDS:
+            self._ends[record.what].inc()
+            if record.what == "done" and "run_ms" in facts:
+                self._run_seconds.observe(_number(facts["run_ms"]) / 1_000)
+
+    def unexpected(self, what: str) -> None:
+        """Counts a message that was dropped. `what` is one of our own words, never a peer's."""
+        self._unexpected.labels(what).inc()
+
+
+class _Gauges:
+    def __init__(self, now: Callable[[], dict[str, float]]) -> None:
+        self._now = now
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        for name, value in self._now().items():
+            yield GaugeMetricFamily(f"dwrap_{name}", name.replace("_", " "), value=value)
+
+
+def _number(fact: Fact) -> float:
+    return float(fact or 0)

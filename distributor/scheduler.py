@@ -1,0 +1,512 @@
+"""The scheduler: which job goes to which agent, and what everyone is told. `handle(event, now)` returns the actions.
+
+Theory of operation. A job is admitted when the policy names pools of agents that may take it; it waits in the fair queue
+of exactly those pools. Whenever anything has changed, `_place` offers the jobs whose turn it is to the least loaded
+agents; an offer holds a slot, GO turns it into an assignment, and the agent's RESULT (or its loss) settles the job.
+A job that no agent may take waits aside for NO_AGENT_SECONDS, and one that let an offer pass waits aside until its
+submitter is heard again (its late GO shows that it lives; a stopped wrapper costs one slot for two seconds, no more).
+
+Every change of a job's state goes through `_move`, which checks it against the table in job.py and emits a Record.
+Knows no socket, message or clock: `now` is given, secrets come from a seam, connections are numbers, payloads are opaque.
+Attempts are keyed (job, number). A slot is held from the offer until the attempt is known to be over.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any, Final
+
+from dwrap.distributor import events as e
+from dwrap.distributor.events import JobState, Peer
+from dwrap.distributor.job import MOVES, Job
+from dwrap.distributor.placement import Agent, Placement
+from dwrap.distributor.policy import Pool, judge, pool_of
+from dwrap.distributor.queue import FairQueue, Shares
+
+OFFER_SECONDS: Final = 2.0
+MAX_PATIENCE_SECONDS: Final = 32.0
+NO_AGENT_SECONDS: Final = 10.0
+LEASE_SECONDS: Final = 10.0
+LEASE_GRACE_SECONDS: Final = 3.0
+NAME_TAKEOVER_SECONDS: Final = 2.5
+UNACKNOWLEDGED_SECONDS: Final = 60.0
+MAX_REJECTIONS: Final = 3
+MAX_JOBS: Final = 100_000
+_MAX_IDLE_QUEUES: Final = 32
+
+
+def expect_nothing(_: e.JobSpec) -> float:
+    """The expected run time of a job of which nothing is known: with it a build's queue is first in, first out."""
+    return 0.0
+
+
+class Scheduler:
+    """The core. All state of jobs and agents is in here, and nowhere else."""
+
+    def __init__(self, secret: Callable[[], str], expect: Callable[[e.JobSpec], float] = expect_nothing) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.agents: dict[Peer, Agent] = {}
+        self._secret = secret
+        self._expect = expect
+        self._names: dict[str, Agent] = {}
+        self._submitters: dict[Peer, set[str]] = {}
+        self._placement = Placement()
+        self._shares = Shares()
+        self._serials = itertools.count(1)
+        self._queues: dict[tuple[Pool, ...], FairQueue[Job]] = {}
+        self._homeless: dict[str, Job] = {}
+        self._rejected: dict[str, Job] = {}
+        self._unacknowledged: dict[str, Job] = {}
+        self._timers: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []
+        self._now = 0.0
+        self._actions: list[e.Action] = []
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            e.Submitted: self._submitted,
+            e.Explained: self._explained,
+            e.Committed: self._committed,
+            e.Acknowledged: self._acknowledged,
+            e.Registered: self._registered,
+            e.Heartbeat: self._heartbeat,
+            e.Leaving: self._leaving,
+            e.Rejected: self._rejection,
+            e.Finished: self._finished,
+            e.Disconnected: self._disconnected,
+            e.DrainAsked: self._drain_asked,
+            e.Tick: lambda _: None,
+        }
+
+    # ---- the surface ----
+
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+        """Takes one event in and returns what is to be done, in order. `now` never goes back."""
+        self._now = now
+        self._run_timers()
+        self._handlers[type(event)](event)
+        self._place()
+        actions, self._actions = self._actions, []
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When a Tick is due at the latest, or None."""
+        due = [self._timers[0][0]] if self._timers else []
+        if self._unacknowledged:
+            due.append(next(iter(self._unacknowledged.values())).settled_at + UNACKNOWLEDGED_SECONDS)
+        return min(due, default=None)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot or for an agent."""
+        return sum(map(len, self._queues.values())) + len(self._homeless) + len(self._rejected)
+
+    def held_by(self, agent: Peer, job_id: str, attempt: int) -> Job | None:
+        """The job, when this agent holds this attempt of it and it runs."""
+        job = self.jobs.get(job_id)
+        if job is None or job.state is not JobState.ASSIGNED or job.attempt != attempt:
+            return None
+        return job if job.agent is not None and job.agent.peer == agent else None
+
+    # ---- submitters ----
+
+    def _submitted(self, event: e.Submitted) -> None:
+        spec = event.spec
+        if spec.job in self.jobs:
+            self._act(e.Unexpected("duplicate_job"))
+            return self._act(e.Answer(event.peer, spec.job, "REFUSED", "a job of this id is already here; ids must be unique"))
+        if len(self.jobs) >= MAX_JOBS:
+            return self._act(e.Answer(event.peer, spec.job, "UNAVAILABLE", f"the queue is full: {MAX_JOBS} jobs"))
+        job = Job(event.peer, event.uid, spec, self._now, self._expect(spec))
+        self.jobs[spec.job] = job
+        self._submitters.setdefault(event.peer, set()).add(spec.job)
+        facts: dict[str, e.Fact] = {"uid": event.uid, "build": spec.build, "command": spec.command, "cwd": spec.cwd}
+        facts.update(host=spec.host, priority=spec.priority)
+        self._record(job, "submitted", facts)
+        ahead = self.waiting
+        self._admit(job)
+        self._place()
+        if job.state is JobState.QUEUED:
+            self._act(e.TellQueued(event.peer, spec.job, ahead))
+
+    def _explained(self, event: e.Explained) -> None:
+        verdict = judge(event.spec, event.uid, self._placement.pools)
+        agent = self._placement.best(verdict.pools)
+        if not verdict.pools:
+            where = "here" if verdict.verb == "HERE" else "nowhere"
+            return self._act(e.TellExplained(event.peer, event.spec.job, where, "", verdict.reason))
+        able = len(self._placement.agents(verdict.pools))
+        if agent is None:
+            reason = f"all slots of the {able} agents that may take it are in use; {self.waiting} jobs wait"
+            return self._act(e.TellExplained(event.peer, event.spec.job, "queue", "", reason))
+        self._act(e.TellExplained(event.peer, event.spec.job, "agent", agent.name, f"the least loaded of {able} agents that may take it"))
+
+    def _committed(self, event: e.Committed) -> None:
+        job = self.jobs.get(event.job)
+        if job is None or job.peer != event.peer or job.stamp != event.stamp:
+            return self._act(e.Unexpected("go"))
+        if job.state is JobState.OFFERED:
+            return self._assign(job, event.payload)
+        if job.state is JobState.QUEUED and self._is_aside(job):
+            return self._admit(job)  # late, therefore void; but its submitter lives
+        self._act(e.Unexpected("go"))
+
+    def _acknowledged(self, event: e.Acknowledged) -> None:
+        job = self._unacknowledged.get(event.job)
+        if job is None or job.peer != event.peer:
+            return self._act(e.Unexpected("ack"))
+        self._forget(job)
+
+    def _submitter_gone(self, job: Job) -> None:
+        job.peer = None
+        if job.state is JobState.SETTLED:
+            return self._forget(job)
+        if job.state is JobState.ASSIGNED and job.agent is not None:
+            self._record(job, "abandoned", {})
+            return self._act(e.Kill(job.agent.peer, job.id, job.attempt))  # its slot stays taken until its tree is gone
+        self._settle(job, "cancelled", {"reason": "its submitter went away before it was assigned"})
+
+    # ---- agents ----
+
+    def _registered(self, event: e.Registered) -> None:
+        refusal = self._why_no_agent(event)
+        if refusal:
+            return self._act(e.RefuseAgent(event.peer, refusal))
+        agent = self.agents.get(event.peer)
+        if agent is None:
+            agent = self._new_agent(event)
+        else:
+            self._rename(agent, event.spec)
+        self._act(e.Welcome(agent.peer, agent.token))
+        for job_id, attempt in event.spec.running:
+            if self.held_by(agent.peer, job_id, attempt) is None:
+                self._act(e.Kill(agent.peer, job_id, attempt))
+        self._agent_changed(agent)
+
+    def _why_no_agent(self, event: e.Registered) -> str:
+        spec = event.spec
+        if event.uid not in (None, 0, spec.serves):
+            return f"an agent of uid {event.uid} may serve that uid only"
+        known = self._names.get(spec.name)
+        if known is None or known.peer == event.peer:
+            return ""
+        if known.uid == event.uid and self._now - known.heard_at > NAME_TAKEOVER_SECONDS:
+            self._lose(known, "it came back on a new connection")
+            return ""
+        return f"an agent named {spec.name} is already connected from {known.spec.host or 'another host'}; choose another --name"
+
+    def _new_agent(self, event: e.Registered) -> Agent:
+        agent = Agent(event.peer, event.uid, event.spec, self._secret())
+        agent.heard_at = self._now
+        agent.lease_until = self._now + LEASE_SECONDS
+        self.agents[event.peer] = self._names[event.spec.name] = agent
+        self._at(agent.lease_until + LEASE_GRACE_SECONDS, self._lease_due, agent, None)
+        self._record_agent(agent, "joined", "")
+        return agent
+
+    def _rename(self, agent: Agent, spec: e.AgentSpec) -> None:
+        if self._placement.remove(agent):
+            self._readmit_all()
+        del self._names[agent.name]
+        agent.spec, agent.pool, agent.draining = spec, pool_of(spec), spec.draining
+        self._names[spec.name] = agent
+
+    def _heartbeat(self, event: e.Heartbeat) -> None:
+        agent = self.agents.get(event.peer)
+        if agent is None or event.token != agent.token:
+            return self._act(e.Unexpected("heartbeat"))
+        agent.trusted = True
+        agent.load = event.load
+        agent.heard_at = self._now
+        agent.lease_until = self._now + LEASE_SECONDS
+        self._act(e.RenewLease(event.peer))
+        self._agent_changed(agent)
+
+    def _leaving(self, event: e.Leaving) -> None:
+        agent = self.agents.get(event.peer)
+        if agent is None:
+            return self._act(e.Unexpected("leaving"))
+        self._stop_feeding(agent)
+
+    def _drain_asked(self, event: e.DrainAsked) -> None:
+        agent = self._names.get(event.name)
+        if agent is not None:
+            self._stop_feeding(agent)
+            self._act(e.Drain(agent.peer))
+
+    def _stop_feeding(self, agent: Agent) -> None:
+        if not agent.draining:
+            agent.draining = True
+            self._record_agent(agent, "draining", "")
+        self._agent_changed(agent)
+
+    def _lease_due(self, agent: Agent, _: None) -> None:
+        if self.agents.get(agent.peer) is not agent:
+            return
+        end = agent.lease_until + LEASE_GRACE_SECONDS
+        if end > self._now:
+            return self._at(end, self._lease_due, agent, None)
+        self._lose(agent, f"it was silent for {self._now - agent.heard_at:.0f} s")
+
+    def _lose(self, agent: Agent, reason: str) -> None:
+        """The agent is gone, with all that it had. What was assigned may have started, so nothing is placed again."""
+        del self.agents[agent.peer]
+        del self._names[agent.name]
+        self._record_agent(agent, "left", reason)
+        for job_id in sorted(agent.jobs):
+            job = self.jobs[job_id]
+            if job.state is JobState.OFFERED:
+                self._requeue(job, "withdrawn", f"agent {agent.name} was lost: {reason}")
+            else:
+                self._fail(job, f"agent {agent.name} was lost while it had the job: {reason}", safe=False)
+        if self._placement.remove(agent):
+            self._readmit_all()
+
+    def _rejection(self, event: e.Rejected) -> None:
+        job = self.held_by(event.peer, event.job, event.attempt)
+        if job is None or job.agent is None:
+            return self._act(e.Unexpected("reject"))
+        job.avoid = (*job.avoid, job.agent.name)
+        reason = f"agent {job.agent.name} did not take it: {event.reason}"
+        if job.peer is None:
+            return self._settle(job, "cancelled", {"reason": reason})
+        if len(job.avoid) >= MAX_REJECTIONS:
+            return self._fail(job, reason, safe=True)
+        self._requeue(job, "rejected", reason)
+
+    def _finished(self, event: e.Finished) -> None:
+        job = self.held_by(event.peer, event.job, event.attempt)
+        if job is None or job.agent is None:
+            if event.peer not in self.agents:
+                return self._act(e.Unexpected("result"))
+            return self._act(e.AckResult(event.peer, event.job, event.attempt))  # nobody waits for it any more
+        agent, outcome = job.agent, event.outcome
+        agent.done += 1
+        facts = {**outcome.facts, "status": outcome.status, "error": outcome.error, "reason": outcome.reason}
+        if job.peer is None:
+            self._settle(job, "cancelled", facts)
+        elif outcome.error in ("infrastructure", "cwd"):
+            self._fail(job, f"agent {agent.name}: {outcome.reason or outcome.error}", safe=outcome.error == "cwd")
+        else:
+            queued_ms = round(1_000 * (job.assigned_at - job.submitted_at))
+            self._act(e.DeliverResult(job.peer, job.id, event.payload, agent.name, queued_ms))
+            return self._settle(job, "done", facts)
+        self._act(e.AckResult(event.peer, event.job, event.attempt))
+
+    def _disconnected(self, event: e.Disconnected) -> None:
+        agent = self.agents.get(event.peer)
+        if agent is not None:
+            self._lose(agent, "its connection was closed")
+        for job_id in sorted(self._submitters.pop(event.peer, ())):
+            self._submitter_gone(self.jobs[job_id])
+
+    # ---- placing ----
+
+    def _admit(self, job: Job) -> None:
+        """Puts a QUEUED job where it is to wait, or answers it at once."""
+        self._step_out(job)
+        verdict = judge(job.spec, job.uid, self._placement.pools)
+        if verdict.pools and job.avoid:
+            self._rejected[job.id] = job
+        elif verdict.pools:
+            job.homeless_since = None
+            job.queue = self._queue_of(verdict.pools)
+            job.queue.add(job)
+        elif verdict.verb == "HERE":
+            self._answer(job, verdict.verb, verdict.reason)
+        else:
+            self._homeless[job.id] = job
+            if job.homeless_since is None:
+                job.homeless_since = self._now
+                self._at(self._now + NO_AGENT_SECONDS, self._homeless_due, job, self._now)
+
+    def _readmit_all(self) -> None:
+        """A pool has come or gone: every waiting job is judged anew."""
+        waiting = [job for queue in self._queues.values() for job in queue.all()]
+        for job in itertools.chain(waiting, list(self._homeless.values())):
+            self._admit(job)
+        self._queues = {pools: queue for pools, queue in self._queues.items() if len(queue)}
+
+    def _place(self) -> None:
+        if self._rejected:
+            self._place_rejected()
+        while True:
+            best: tuple[float, FairQueue[Job], Agent] | None = None
+            for pools, queue in self._queues.items():
+                turn = queue.turn()
+                if turn is None or (best is not None and turn >= best[0]):
+                    continue
+                agent = self._placement.best(pools)
+                if agent is not None:
+                    best = (turn, queue, agent)
+            if best is None:
+                return
+            job = best[1].take()
+            if job is not None:
+                job.queue = None
+                self._offer(job, best[2])
+
+    def _place_rejected(self) -> None:
+        for job in list(self._rejected.values()):
+            verdict = judge(job.spec, job.uid, self._placement.pools)
+            agent = self._placement.best(verdict.pools, job.avoid)
+            if agent is not None:
+                self._offer(job, agent)
+            elif not verdict.pools:
+                self._admit(job)
+            elif all(able.name in job.avoid for able in self._placement.agents(verdict.pools)):
+                self._fail(job, f"every agent that may take it has refused it: {', '.join(job.avoid)}", safe=True)
+
+    def _offer(self, job: Job, agent: Agent) -> None:
+        if job.peer is None:
+            raise AssertionError("a job without a submitter is offered")
+        job.stamp = self._secret()
+        job.offered_at = self._now
+        self._hold(job, agent)
+        self._move(job, JobState.OFFERED, "offered", {"agent": agent.name})
+        self._at(self._now + OFFER_SECONDS, self._offer_due, job, job.stamp)
+        self._act(e.Offer(job.peer, job.id, job.stamp))
+
+    def _offer_due(self, job: Job, stamp: str) -> None:
+        if job.state is not JobState.OFFERED or job.stamp != stamp:
+            return
+        patience = min(OFFER_SECONDS * 2.0**job.missed_offers, MAX_PATIENCE_SECONDS)
+        job.missed_offers += 1
+        self._release(job)
+        self._move(job, JobState.QUEUED, "unanswered", {"reason": "its submitter did not answer the offer in time"})
+        self._at(self._now + patience, self._patience_due, job, stamp)
+
+    def _patience_due(self, job: Job, stamp: str) -> None:
+        if job.state is JobState.QUEUED and job.stamp == stamp and self._is_aside(job):
+            self._admit(job)
+
+    def _assign(self, job: Job, payload: tuple[bytes, ...]) -> None:
+        agent = job.agent
+        uid = agent.pool.serves if job.uid is None and agent is not None else job.uid
+        if agent is None or uid is None:
+            raise AssertionError("a job without an agent or a user is assigned")
+        job.attempt += 1
+        job.missed_offers = 0
+        job.assigned_at = self._now
+        facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self._now - job.submitted_at))}
+        self._move(job, JobState.ASSIGNED, "assigned", facts)
+        self._act(e.Assign(agent.peer, job.spec, job.attempt, uid, payload))
+
+    # ---- transitions ----
+
+    def _move(self, job: Job, to: JobState, what: str, facts: dict[str, e.Fact]) -> None:
+        """The one place where a job's state changes."""
+        if to not in MOVES[job.state]:
+            raise AssertionError(f"job {job.id}: no move from {job.state} to {to}")
+        self._step_out(job)
+        job.state = to
+        self._record(job, what, facts)
+
+    def _requeue(self, job: Job, what: str, reason: str) -> None:
+        self._release(job)
+        self._move(job, JobState.QUEUED, what, {"reason": reason, "agent": ""})
+        self._admit(job)
+
+    def _settle(self, job: Job, what: str, facts: dict[str, e.Fact]) -> None:
+        """The end of a job. One whose RESULT is on its way to a submitter is kept until that has acknowledged it."""
+        self._release(job, forget=what != "done")
+        job.settled_at = self._now
+        self._move(job, JobState.SETTLED, what, facts)
+        if what == "done":
+            self._unacknowledged[job.id] = job
+        else:
+            self._drop(job)
+
+    def _answer(self, job: Job, verb: str, reason: str) -> None:
+        if job.was_committed:
+            return self._fail(job, reason, safe=True)
+        if job.peer is not None:
+            self._act(e.Answer(job.peer, job.id, verb, reason))
+        self._settle(job, verb.lower(), {"reason": reason})
+
+    def _fail(self, job: Job, reason: str, safe: bool) -> None:
+        if job.peer is not None:
+            self._act(e.TellFailed(job.peer, job.id, reason, safe))
+        self._settle(job, "failed", {"reason": reason})
+
+    def _forget(self, job: Job) -> None:
+        """The submitter has its result, or nobody wants it: the agent may drop it."""
+        del self._unacknowledged[job.id]
+        if job.agent is not None:
+            self._act(e.AckResult(job.agent.peer, job.id, job.attempt))
+        self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        del self.jobs[job.id]
+        if job.peer is not None:
+            ids = self._submitters[job.peer]
+            ids.discard(job.id)
+            if not ids:
+                del self._submitters[job.peer]
+
+    # ---- helpers ----
+
+    def _hold(self, job: Job, agent: Agent) -> None:
+        job.agent = agent
+        agent.jobs.add(job.id)
+        self._placement.update(agent)
+
+    def _release(self, job: Job, forget: bool = True) -> None:
+        agent = job.agent
+        if agent is None:
+            return
+        agent.jobs.discard(job.id)
+        if self.agents.get(agent.peer) is agent:
+            self._placement.update(agent)
+        if forget:
+            job.agent = None
+
+    def _step_out(self, job: Job) -> None:
+        if job.queue is not None:
+            job.queue.remove(job)
+            job.queue = None
+        self._homeless.pop(job.id, None)
+        self._rejected.pop(job.id, None)
+
+    def _is_aside(self, job: Job) -> bool:
+        return job.queue is None and job.id not in self._homeless and job.id not in self._rejected
+
+    def _queue_of(self, pools: tuple[Pool, ...]) -> FairQueue[Job]:
+        queue = self._queues.get(pools)
+        if queue is None:
+            if len(self._queues) >= _MAX_IDLE_QUEUES:
+                self._queues = {key: kept for key, kept in self._queues.items() if len(kept)}
+            queue = self._queues[pools] = FairQueue(self._shares, self._serials)
+        return queue
+
+    def _agent_changed(self, agent: Agent) -> None:
+        if self._placement.update(agent):
+            self._readmit_all()
+
+    def _homeless_due(self, job: Job, since: float) -> None:
+        if job.homeless_since == since and job.id in self._homeless:
+            verdict = judge(job.spec, job.uid, self._placement.pools)
+            self._answer(job, verdict.verb, f"{verdict.reason} (waited {NO_AGENT_SECONDS:.0f} s)")
+
+    def _at(self, when: float, what: Callable[[Any, Any], None], subject: object, key: object) -> None:
+        heappush(self._timers, (when, next(self._serials), what, subject, key))
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= self._now:
+            _, _, what, subject, key = heappop(self._timers)
+            what(subject, key)
+        while self._unacknowledged:
+            oldest = next(iter(self._unacknowledged.values()))
+            if oldest.settled_at + UNACKNOWLEDGED_SECONDS > self._now:
+                return
+            self._forget(oldest)
+
+    def _act(self, action: e.Action) -> None:
+        self._actions.append(action)
+
+    def _record(self, job: Job, what: str, facts: dict[str, e.Fact]) -> None:
+        facts["state"] = job.state.value
+        self._act(e.Record(self._now, job.id, what, facts))
+
+    def _record_agent(self, agent: Agent, what: str, reason: str) -> None:
+        facts: dict[str, e.Fact] = {"agent": agent.name, "slots": agent.spec.slots, "reason": reason, "uid": agent.uid}
+        self._act(e.Record(self._now, "", what, facts))

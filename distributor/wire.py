@@ -1,0 +1,180 @@
+"""Messages to events, and actions to messages: the distributor's side of PROTOCOL.md.
+
+Pure. Knows which fields each verb has. Does not know connections (a caller says who sent it) or what happens next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from dwrap.distributor import events as e
+from dwrap.distributor.events import Fact, Peer
+from dwrap.distributor.scheduler import LEASE_SECONDS
+from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, encode, encode_fields, one_line
+
+LEASE_MS: Final = round(LEASE_SECONDS * 1_000)
+MAX_PRIORITY: Final = 8
+MAX_SLOTS: Final = 4_096
+MAX_TEXT: Final = 256
+_NUMBERS: Final = (
+    "stdin_taken",
+    "stdout_bytes",
+    "stderr_bytes",
+    "run_ms",
+    "flush_ms",
+    "user_ms",
+    "system_ms",
+    "max_rss_bytes",
+    "outputs_count",
+)
+_ERRORS: Final = frozenset({"not_found", "not_executable", "cwd", "infrastructure"})
+
+
+def job_spec(fields: Fields) -> e.JobSpec:
+    """What SUBMIT asks for. Raises ProtocolError."""
+    _check_version(fields)
+    cwd = fields.text("cwd")
+    if not cwd.startswith("/"):
+        raise ProtocolError("field cwd is not an absolute path")
+    priority = fields.signed("priority")
+    if abs(priority) > MAX_PRIORITY:
+        raise ProtocolError("field priority is not between -8 and 8")
+    return e.JobSpec(
+        job=fields.name("job"),
+        cwd=cwd,
+        command=fields.need("command").decode("utf-8", "surrogateescape")[:MAX_TEXT],
+        build=fields.need("build").decode("utf-8", "surrogateescape")[:MAX_TEXT],
+        host=fields.text("host")[:MAX_TEXT],
+        paths=fields.texts("path"),
+        labels=fields.texts("label"),
+        priority=priority,
+        remote=fields.flag("remote"),
+        identity=fields.text("identity"),
+    )
+
+
+def submit(peer: Peer, uid: int | None, fields: Fields) -> e.Event:
+    """SUBMIT. Raises ProtocolError."""
+    spec = job_spec(fields)
+    return e.Explained(peer, uid, spec) if fields.flag("explain") else e.Submitted(peer, uid, spec)
+
+
+def go(peer: Peer, fields: Fields, bodies: Sequence[bytes], raw_fields: bytes) -> e.Committed:
+    """GO. Raises ProtocolError."""
+    if len(bodies) != 2 or not bodies[0] or bodies[0][-1]:
+        raise ProtocolError("GO needs two bodies: argv (one string at least) and env")
+    return e.Committed(peer, fields.name("job"), fields.name("stamp"), (raw_fields, *bodies))
+
+
+def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
+    """REGISTER. Raises ProtocolError."""
+    _check_version(fields)
+    slots = fields.number("slots")
+    if not 1 <= slots <= MAX_SLOTS:
+        raise ProtocolError(f"field slots is not between 1 and {MAX_SLOTS}")
+    roots = fields.texts("root")
+    if not roots or not all(root.startswith("/") for root in roots):
+        raise ProtocolError("field root is missing or is not an absolute path")
+    serves = fields.need("serves")
+    spec = e.AgentSpec(
+        name=fields.name("name"),
+        slots=slots,
+        roots=roots,
+        serves=e.ANY_UID if serves == b"any" else fields.number("serves"),
+        labels=frozenset(fields.texts("label")),
+        identity=fields.text("identity")[:MAX_TEXT],
+        allow_root=fields.flag("allow_root"),
+        host=fields.text("host")[:MAX_TEXT],
+        cpus=fields.number("cpus", 0),
+        memory_bytes=fields.number("memory_bytes", 0),
+        tree=fields.text("tree")[:MAX_TEXT],
+        running=tuple(_attempt(value) for value in fields.texts("running")),
+        draining=fields.flag("draining"),
+    )
+    return e.Registered(peer, uid, spec)
+
+
+def heartbeat(peer: Peer, fields: Fields) -> e.Heartbeat:
+    """HEARTBEAT. Raises ProtocolError."""
+    load = e.Load(
+        foreign_cpus=fields.number("foreign", 0) / 1_000,
+        memory_available_bytes=fields.number("memory_available_bytes", 0),
+        psi_cpu=fields.number("psi_cpu", 0) / 100,
+        psi_memory=fields.number("psi_memory", 0) / 100,
+        psi_io=fields.number("psi_io", 0) / 100,
+    )
+    return e.Heartbeat(peer, fields.name("token"), load)
+
+
+def rejected(peer: Peer, fields: Fields) -> e.Rejected:
+    """REJECT. Raises ProtocolError."""
+    return e.Rejected(peer, fields.name("job"), fields.number("attempt"), one_line(fields.text("reason")))
+
+
+def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:
+    """RESULT. Raises ProtocolError."""
+    error = fields.text("error")
+    if error and error not in _ERRORS:
+        raise ProtocolError("field error is not a known one")
+    facts: dict[str, Fact] = {name: fields.number(name) for name in _NUMBERS if fields.get(name) is not None}
+    facts["tree"] = fields.text("tree")[:MAX_TEXT]
+    facts["outputs"] = fields.text("outputs")[:MAX_TEXT]
+    status = None if error else fields.number("status")
+    outcome = e.Outcome(status, error, one_line(fields.text("reason")), facts)
+    return e.Finished(peer, fields.name("job"), fields.number("attempt"), outcome, raw_fields)
+
+
+def message(action: e.Action, epoch: int) -> list[bytes] | None:
+    """The message an action sends, without the routing id; None for an action that sends none."""
+    build = _MESSAGES.get(type(action))
+    return build(action, epoch) if build else None
+
+
+def refused(reason: str, job: str = "") -> list[bytes]:
+    """REFUSED, to anyone."""
+    pairs: FieldsIn = [("job", job), ("reason", one_line(reason))] if job else [("reason", one_line(reason))]
+    return encode("REFUSED", pairs)
+
+
+def _check_version(fields: Fields) -> None:
+    if fields.number("version") < VERSION:
+        raise ProtocolError(f"this distributor speaks version {VERSION} of the protocol")
+
+
+def _attempt(text: str) -> tuple[str, int]:
+    job, _, number = text.rpartition(":")
+    if not job or not number.isdecimal() or len(number) > 18:
+        raise ProtocolError("field running is not of the form JOB:ATTEMPT")
+    return job, int(number)
+
+
+def _assign(action: e.Assign, epoch: int) -> list[bytes]:
+    spec = action.spec
+    pairs: list[tuple[str, bytes | str | int]] = [("job", spec.job), ("attempt", action.attempt), ("epoch", epoch), ("uid", action.uid)]
+    pairs += [("cwd", spec.cwd), ("build", spec.build)]
+    pairs += [("path", path) for path in spec.paths]
+    return encode("ASSIGN", pairs, *action.payload)
+
+
+def _result(action: e.DeliverResult, _: int) -> list[bytes]:
+    return [b"RESULT", action.payload, encode_fields([("agent", action.agent), ("queued_ms", action.queued_ms)])]
+
+
+_MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
+    e.Answer: lambda a, _: encode(a.verb, [("job", a.job), ("reason", one_line(a.reason))]),
+    e.TellExplained: lambda a, _: encode(
+        "EXPLAINED", [("job", a.job), ("where", a.where), ("agent", a.agent), ("reason", one_line(a.reason))]
+    ),
+    e.TellQueued: lambda a, _: encode("QUEUED", [("job", a.job), ("ahead", a.ahead)]),
+    e.Offer: lambda a, _: [b"OFFER", b"job=%b\0stamp=%b\0" % (a.job.encode(), a.stamp.encode())],
+    e.Assign: _assign,
+    e.DeliverResult: _result,
+    e.TellFailed: lambda a, _: encode("FAILED", [("job", a.job), ("reason", one_line(a.reason)), ("safe", int(a.safe))]),
+    e.Welcome: lambda a, epoch: encode("WELCOME", [("epoch", epoch), ("token", a.token), ("lease_ms", LEASE_MS)]),
+    e.RenewLease: lambda _, epoch: encode("LEASE", [("epoch", epoch), ("lease_ms", LEASE_MS)]),
+    e.RefuseAgent: lambda a, _: refused(a.reason),
+    e.Drain: lambda _, __: encode("DRAIN"),
+    e.Kill: lambda a, _: encode("KILL", [("job", a.job), ("attempt", a.attempt)]),
+    e.AckResult: lambda a, _: encode("ACK", [("job", a.job), ("attempt", a.attempt)]),
+}
