@@ -58,7 +58,7 @@ def commands(context: click.Context, host: str | None) -> None:
 
 
 def _ask(context: click.Context, what: str, fields: FieldsIn = ()) -> Any:
-    return client.ask(address.addresses(context.obj, os.environ), what, fields)
+    return client.ask(address.addresses(context.obj, os.environ), what, fields, client.ANSWER_SECONDS)
 
 
 def _listed(answer: Any, key: str) -> list[dict[str, Any]]:

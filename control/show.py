@@ -97,8 +97,9 @@ def jobs_table(records: Iterable[Record]) -> str:
 def status_lines(status: Mapping[str, Any]) -> str:
     """The distributor in a few lines, then its agents."""
     agents = [agent for agent in status.get("agents", []) if isinstance(agent, Mapping)]
+    addresses = " ".join(map(str, status.get("addresses", [])))
     lines = [
-        f"distributor {status.get('version')} at {' '.join(map(str, status.get('addresses', [])))}, up {_span(status.get('uptime_seconds'))}",
+        f"distributor {status.get('version')} at {addresses}, up {_span(status.get('uptime_seconds'))}",
         f"jobs: {status.get('running')} running, {status.get('queued')} queued; in all: {_counts(status.get('totals')) or 'none'}",
     ]
     reasons = _counts(status.get("here_by_reason"))
