@@ -1,0 +1,72 @@
+/* One connection to a distributor: connect, handshake, whole messages in and out, and whether anybody is there.
+ * Knows ZMTP and sockets; does not know what the messages mean. */
+#ifndef DWRAP_LINK_H
+#define DWRAP_LINK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "protocol/fields.h"
+#include "wrapper/address.h"
+#include "wrapper/say.h"
+#include "wrapper/zmtp.h"
+
+enum {
+    PING_AFTER_MS = 1000,             /* of silence */
+    LINK_OUT_BYTES = 384 * 1024,      /* the largest SUBMIT, and 128 KiB for what else waits */
+    LINK_URGENT_BYTES = 64 * 1024,    /* of it, kept for credit and signals: input stays out of it */
+};
+
+enum link_status {
+    LINK_FINE,
+    LINK_UNREACHABLE, /* nobody listens there, or the name is not known */
+    LINK_SILENT,      /* no answer in time */
+    LINK_STRANGE,     /* something answers that is not a distributor, or breaks the protocol */
+    LINK_FORBIDDEN,   /* it would carry commands unprotected over a network */
+    LINK_LOST,        /* it was open and is not any more */
+};
+
+struct link {
+    int fd;
+    const char *name; /* the address, for messages */
+    char why[REASON_BYTES]; /* what is wrong, unless LINK_FINE */
+    int64_t heard_ms, pinged_ms;
+    size_t out_start, out_end;
+    char out[LINK_OUT_BYTES];
+    struct zmtp zmtp;
+};
+
+struct message {
+    char verb[17];
+    struct fields fields;
+    struct fields more; /* a second fields frame, as RESULT has; empty when there is none */
+    const char *data;   /* the body */
+    size_t data_length;
+};
+
+/* Connects and shakes hands, all before `deadline_ms`. */
+enum link_status link_open(struct link *l, const struct address *address, bool insecure, int64_t deadline_ms);
+void link_close(struct link *l);
+
+/* Queues one message. `data` may be NULL: then there is no body. False when there is no room. */
+bool link_queue(struct link *l, const char *verb, const struct fields_out *fields, const void *data, size_t length);
+
+/* Room for input, after what is kept for credit and signals. */
+size_t link_room(const struct link *l);
+
+/* Sends what is queued, as far as it goes without waiting. */
+enum link_status link_flush(struct link *l);
+
+/* Receives what is there, without waiting. */
+enum link_status link_receive(struct link *l);
+
+/* Takes the next message out of what was received. False when there is none, or the status is not LINK_FINE. */
+bool link_next(struct link *l, struct message *m, enum link_status *status);
+
+/* Waits for a message until the deadline, sending and answering PINGs meanwhile. LINK_SILENT when it passes. */
+enum link_status link_await(struct link *l, struct message *m, int64_t deadline_ms);
+
+/* Queues a PING when nothing was heard for a while. */
+void link_keep_alive(struct link *l, int64_t now);
+
+#endif

@@ -1,0 +1,162 @@
+/* Files that remember; see memory.h. Does not know what an address or a name is, or why it is remembered. */
+#include "wrapper/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { SILENT_SECONDS = 5, NAME_SECONDS = 60 };
+
+static char directory[4096];
+static bool silent_known; /* the address at hand had a file when we looked */
+
+void memory_at(const char *runtime_dir)
+{
+    int length = -1;
+    if (runtime_dir && runtime_dir[0] == '/')
+        length = snprintf(directory, sizeof directory - 300, "%s/dwrap", runtime_dir);
+    if (length < 0 || (size_t)length >= sizeof directory - 300)
+        snprintf(directory, sizeof directory, "/tmp/dwrap-%u", (unsigned)geteuid());
+}
+
+/* DIRECTORY/KIND-KEY, with everything but letters, digits, '.' and '-' in the key written as _XX. */
+static bool file_name(const char *kind, const char *key, char *path, size_t size)
+{
+    static const char hex[] = "0123456789abcdef";
+    char name[256];
+    size_t used = 0;
+    for (; *key && used < sizeof name - 4; key++) {
+        unsigned char c = (unsigned char)*key;
+        if ((c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z') || c == '.' || c == '-') {
+            name[used++] = (char)c;
+        } else {
+            name[used++] = '_';
+            name[used++] = hex[c >> 4];
+            name[used++] = hex[c & 15];
+        }
+    }
+    name[used] = 0;
+    int length = snprintf(path, size, "%s/%s-%s", directory, kind, name);
+    return !*key && used < 240 && length > 0 && (size_t)length < size;
+}
+
+/* Is the directory ours alone? Anything else could have been put there to mislead us. */
+static bool directory_is_ours(void)
+{
+    struct stat st;
+    return lstat(directory, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == geteuid() && (st.st_mode & 077) == 0;
+}
+
+static bool directory_exists(void)
+{
+    if (mkdir(directory, 0700) < 0 && errno != EEXIST)
+        return false;
+    return directory_is_ours();
+}
+
+static double age_seconds(const struct stat *st)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (double)(now.tv_sec - st->st_mtim.tv_sec) + (double)(now.tv_nsec - st->st_mtim.tv_nsec) / 1e9;
+}
+
+static bool is_fresh(const struct stat *st, double seconds)
+{
+    double age = age_seconds(st);
+    return age >= 0 && age < seconds;
+}
+
+bool memory_is_silent(const char *address)
+{
+    char path[sizeof directory + 300];
+    struct stat st;
+    silent_known = false;
+    if (!file_name("silent", address, path, sizeof path) || stat(path, &st) < 0 || !directory_is_ours())
+        return false;
+    silent_known = true;
+    if (is_fresh(&st, SILENT_SECONDS))
+        return true;
+    /* Old: whoever gets the lock first makes it young again and tries at length; the others stay brief. The lock
+     * goes with the descriptor, which is closed on exec. */
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return false;
+    bool ours = flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &st) == 0 && !is_fresh(&st, SILENT_SECONDS);
+    if (ours)
+        futimens(fd, NULL);
+    close(fd);
+    return !ours;
+}
+
+void memory_mark_silent(const char *address)
+{
+    char path[sizeof directory + 300];
+    if (!directory_exists() || !file_name("silent", address, path, sizeof path))
+        return;
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return;
+    if (!silent_known)
+        futimens(fd, NULL);
+    close(fd);
+}
+
+void memory_forget_silent(const char *address)
+{
+    char path[sizeof directory + 300];
+    if (silent_known && file_name("silent", address, path, sizeof path))
+        unlink(path);
+    silent_known = false;
+}
+
+bool memory_recall_name(const char *name, char *text, size_t size)
+{
+    char path[sizeof directory + 300];
+    struct stat st;
+    if (!file_name("name", name, path, sizeof path))
+        return false;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return false;
+    ssize_t got = -1;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && is_fresh(&st, NAME_SECONDS) && directory_is_ours())
+        got = read(fd, text, size - 1);
+    close(fd);
+    if (got > 0)
+        text[got] = 0;
+    return got > 0;
+}
+
+void memory_keep_name(const char *name, const char *text, size_t length)
+{
+    char path[sizeof directory + 300], fresh[sizeof path + 16];
+    if (!directory_exists() || !file_name("name", name, path, sizeof path))
+        return;
+    snprintf(fresh, sizeof fresh, "%s.%u", path, (unsigned)getpid());
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return;
+    bool whole = write(fd, text, length) == (ssize_t)length;
+    close(fd);
+    if (!whole || rename(fresh, path) < 0)
+        unlink(fresh);
+}
+
+bool memory_first_time(const char *topic)
+{
+    char path[sizeof directory + 300];
+    if (!directory_exists() || !file_name("said", topic, path, sizeof path))
+        return true;
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno != EEXIST;
+    close(fd);
+    return true;
+}

@@ -1,0 +1,27 @@
+/* What wrappers of one user remember for each other: distributors that were silent, names that were resolved, a warning
+ * that was given. Small files in $XDG_RUNTIME_DIR/dwrap or /tmp/dwrap-UID, a directory that counts only when it is
+ * ours and closed to others. Everything here is a hint: losing it costs time, never a result. */
+#ifndef DWRAP_MEMORY_H
+#define DWRAP_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Names the directory's parent: $XDG_RUNTIME_DIR or NULL. Call it once, before the rest. */
+void memory_at(const char *runtime_dir);
+
+/* Has this address been silent lately? False also for one wrapper every five seconds, which tries it at length. */
+bool memory_is_silent(const char *address);
+void memory_mark_silent(const char *address);
+
+/* It has answered: forgets it. Costs nothing when it was not remembered. */
+void memory_forget_silent(const char *address);
+
+/* The text kept for a name less than a minute ago. */
+bool memory_recall_name(const char *name, char *text, size_t size);
+void memory_keep_name(const char *name, const char *text, size_t length);
+
+/* True the first time this is asked for `topic` (and each time when nothing can be remembered). */
+bool memory_first_time(const char *topic);
+
+#endif

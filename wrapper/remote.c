@@ -1,0 +1,195 @@
+/* From SUBMIT to OFFER: which distributor answers, within which time, and what it says. The bounds are what keeps a build
+ * going without a distributor: the first word must come within 1.5 s, and within 80 ms where silence is remembered.
+ * Does not know the streams; relay.c has them after the OFFER. */
+#include "wrapper/remote.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wrapper/memory.h"
+
+enum { FIRST_WORD_MS = 1500, FIRST_WORD_AGAIN_MS = 80, SILENT_AFTER_MS = 2000, RETRY_MS = 250, HOSTS = 16 };
+
+static struct link connection; /* large: not on the stack */
+
+__attribute__((format(printf, 3, 4))) static void answer_with(struct answer *a, enum answer_kind kind, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    a->kind = kind;
+    vsnprintf(a->reason, sizeof a->reason, format, arguments);
+    va_end(arguments);
+}
+
+static void explain(const struct message *m, struct answer *a)
+{
+    const char *where = fields_get(m->fields, "where"), *agent = fields_get(m->fields, "agent"), *reason = fields_get(m->fields, "reason");
+    bool named = where && strcmp(where, "agent") == 0 && agent && *agent;
+    answer_with(a, ANSWER_EXPLAINED, "%s%s%s: %s", where ? where : "?", named ? " " : "", named ? agent : "",
+                reason && *reason ? reason : "no reason was given");
+}
+
+/* The answers that end the exchange before GO. False when it goes on. */
+static bool take_word(const struct message *m, struct answer *a)
+{
+    const char *reason = fields_get(m->fields, "reason");
+    if (!reason)
+        reason = "no reason was given";
+    if (strcmp(m->verb, "HERE") == 0)
+        answer_with(a, ANSWER_HERE, "%s", reason);
+    else if (strcmp(m->verb, "UNAVAILABLE") == 0)
+        answer_with(a, ANSWER_UNAVAILABLE, "%s", reason);
+    else if (strcmp(m->verb, "REFUSED") == 0)
+        answer_with(a, ANSWER_REFUSED, "%s", reason);
+    else if (strcmp(m->verb, "EXPLAINED") == 0)
+        explain(m, a);
+    else
+        return false;
+    return true;
+}
+
+static void run_to_end(struct job *job, const char *stamp, struct signals *signals, struct answer *a)
+{
+    char kept[STAMP_BYTES];
+    snprintf(kept, sizeof kept, "%s", stamp); /* the message's memory is used again */
+    signals_take(signals);
+    relay_run(&connection, job, kept, signals, &a->ending);
+    a->kind = ANSWER_RAN;
+    if (a->ending.kind == ENDED_NEVER_RAN) {
+        signals_restore(signals);
+        answer_with(a, ANSWER_UNAVAILABLE, "%s", a->ending.reason);
+    }
+}
+
+/* The next message. Waits in steps, so that a PING is sent whenever nothing was heard for a while. */
+static enum link_status next_message(struct message *m)
+{
+    struct link *l = &connection;
+    for (;;) {
+        link_keep_alive(l, now_ms());
+        enum link_status status = link_await(l, m, now_ms() + PING_AFTER_MS / 2);
+        if (status != LINK_SILENT || now_ms() - l->heard_ms >= SILENT_AFTER_MS)
+            return status;
+    }
+}
+
+/* After the first word: waits for the OFFER as long as the distributor is alive. */
+static void converse(struct job *job, struct message *m, struct signals *signals, struct answer *a)
+{
+    struct link *l = &connection;
+    for (;;) {
+        const char *stamp = fields_get(m->fields, "stamp");
+        if (take_word(m, a))
+            return;
+        if (strcmp(m->verb, "OFFER") == 0 && stamp && strlen(stamp) < STAMP_BYTES) {
+            run_to_end(job, stamp, signals, a);
+            return;
+        }
+        enum link_status status = next_message(m);
+        if (status == LINK_SILENT)
+            memory_mark_silent(l->name);
+        if (status != LINK_FINE) {
+            answer_with(a, ANSWER_UNAVAILABLE, "%s: %.900s while the command waited for a slot", l->name, l->why);
+            return;
+        }
+    }
+}
+
+/* Connects, submits, and waits for the first word. */
+static enum link_status reach(const struct address *address, struct job *job, int64_t deadline_ms, struct message *m, const char **here)
+{
+    static char submit[DWRAP_MAX_FIELDS_BYTES];
+    enum link_status status = link_open(&connection, address, job->settings->insecure, deadline_ms);
+    if (status != LINK_FINE)
+        return status;
+    struct fields_out fields = fields_into(submit, sizeof submit);
+    *here = submit_fields(job, &fields);
+    if (!*here && !link_queue(&connection, "SUBMIT", &fields, NULL, 0))
+        *here = "what the distributor must know of it is too long";
+    if (!*here)
+        status = link_flush(&connection);
+    if (!*here && !job->go_length)
+        *here = go_prepare(job);
+    return *here || status != LINK_FINE ? status : link_await(&connection, m, deadline_ms);
+}
+
+/* Asks one distributor. True when its answer counts, false when the next one is to be tried. */
+static bool ask(const struct address *address, struct job *job, int64_t share_ms, struct signals *signals, struct answer *a)
+{
+    struct message m;
+    const char *here = NULL;
+    bool brief = memory_is_silent(address->text);
+    int64_t patience = brief && FIRST_WORD_AGAIN_MS < share_ms ? FIRST_WORD_AGAIN_MS : share_ms;
+    enum link_status status = reach(address, job, now_ms() + patience, &m, &here);
+    if (status == LINK_SILENT)
+        memory_mark_silent(address->text);
+    else
+        memory_forget_silent(address->text);
+    if (here)
+        answer_with(a, ANSWER_HERE, "%s", here);
+    else if (status == LINK_FINE)
+        converse(job, &m, signals, a);
+    else if (status == LINK_FORBIDDEN)
+        answer_with(a, ANSWER_REFUSED, "%s: %s; set DWRAP_INSECURE=1 if you trust everyone on that network", address->text, connection.why);
+    else if (status == LINK_STRANGE)
+        answer_with(a, ANSWER_UNAVAILABLE, "something else answers at %s: %s; check the address", address->text, connection.why);
+    else
+        answer_with(a, ANSWER_UNAVAILABLE, "no distributor answers at %s: %s", address->text, connection.why);
+    link_close(&connection);
+    return a->kind != ANSWER_UNAVAILABLE;
+}
+
+static void warn_once(const struct settings *s, const struct address *address)
+{
+    struct endpoints endpoints;
+    if (!s->insecure || address->local_socket || address_resolve(address, now_ms() + FIRST_WORD_MS, &endpoints) || endpoint_is_here(&endpoints.at[0].address))
+        return;
+    if (memory_first_time(address->text))
+        say("%s is not encrypted: everyone on the way can read and change your commands; DWRAP_INSECURE=1 allows it", address->text);
+}
+
+static size_t parse_hosts(const char *hosts, struct address addresses[HOSTS])
+{
+    size_t count = 0;
+    for (const char *at = hosts; at && count < HOSTS;) {
+        size_t length = strcspn(at, ",");
+        const char *problem = address_parse(at, length, &addresses[count]);
+        if (problem)
+            say_and_leave("cannot understand the distributor's address '%.*s': %s; write tcp://HOST:PORT or ipc:///PATH", (int)length, at, problem);
+        count++;
+        at = at[length] ? at + length + 1 : NULL;
+    }
+    return count;
+}
+
+static void ask_each(struct job *job, const struct address *addresses, size_t count, struct signals *signals, struct answer *a)
+{
+    int64_t deadline = now_ms() + FIRST_WORD_MS;
+    for (size_t i = 0; i < count; i++) {
+        int64_t left = deadline - now_ms(), share = left / (int64_t)(count - i);
+        if (ask(&addresses[i], job, share > FIRST_WORD_AGAIN_MS ? share : FIRST_WORD_AGAIN_MS, signals, a))
+            return;
+    }
+}
+
+void remote_run(struct job *job, struct signals *signals, struct answer *answer)
+{
+    static struct address addresses[HOSTS];
+    const struct settings *s = job->settings;
+    size_t count = parse_hosts(s->hosts, addresses);
+    int64_t give_up = now_ms() + s->patience_ms;
+    if (count == 0) {
+        answer_with(answer, ANSWER_UNAVAILABLE, "no distributor is configured");
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        warn_once(s, &addresses[i]);
+    for (;;) {
+        ask_each(job, addresses, count, signals, answer);
+        if (answer->kind != ANSWER_UNAVAILABLE || !s->fallback_fail || s->explain || now_ms() >= give_up)
+            return;
+        poll(NULL, 0, RETRY_MS);
+    }
+}

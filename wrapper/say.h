@@ -1,0 +1,30 @@
+/* What every file of the wrapper needs: one line to the user, and the clock. Knows nothing of jobs. */
+#ifndef DWRAP_SAY_H
+#define DWRAP_SAY_H
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <time.h>
+
+#define DWRAP_RELEASE "0.1.0"
+
+enum { EXIT_USAGE = 2, EXIT_DWRAP = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127, REASON_BYTES = 1200 };
+
+/* Names the descriptor for messages; 2 until then. */
+void say_to(int descriptor);
+
+/* Writes `dwrap: …` and a newline in one write. Control characters become '?': parts of it come from others. */
+__attribute__((format(printf, 1, 2))) void say(const char *format, ...);
+
+/* Says it and leaves with status 125: dwrap itself could not. */
+__attribute__((format(printf, 1, 2), noreturn)) void say_and_leave(const char *format, ...);
+
+/* Milliseconds of the monotonic clock. */
+static inline int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+#endif

@@ -1,0 +1,329 @@
+/* SUBMIT and GO. argv and env are sent from where the kernel put them, without copies. Does not know what is answered. */
+#include "wrapper/talk.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "wrapper/ancestry.h"
+#include "wrapper/decide.h"
+
+enum { GO_PATIENCE_MS = 10000, PIECES = 128, MOST_GROUPS = 4096 };
+
+void job_start(struct job *job, const struct settings *settings, const struct stream streams[3], const char *cwd)
+{
+    unsigned char raw[16];
+    const char *slash = strrchr(settings->command[0], '/');
+    job->settings = settings;
+    job->streams = streams;
+    job->cwd = cwd;
+    job->name = slash && slash[1] ? slash + 1 : settings->command[0];
+    job->stdin_seekable = streams[0].kind == STREAM_FILE && lseek(0, 0, SEEK_CUR) >= 0;
+    if (getrandom(raw, sizeof raw, 0) != sizeof raw)
+        say_and_leave("cannot name the job: no random bytes: %s; update the kernel", strerror(errno));
+    for (size_t i = 0; i < sizeof raw; i++)
+        snprintf(job->id + 2 * i, 3, "%02x", raw[i]);
+}
+
+static void add_labels(struct fields_out *out, const char *labels)
+{
+    for (const char *at = labels; at;) {
+        size_t length = strcspn(at, ",");
+        fields_add_bytes(out, "label", at, length);
+        at = at[length] ? at + length + 1 : NULL;
+    }
+}
+
+const char *submit_fields(const struct job *job, struct fields_out *out)
+{
+    const struct settings *s = job->settings;
+    char build[128];
+    struct utsname host;
+    uname(&host);
+    if (!s->build)
+        build_from_ancestors(build, sizeof build, host.nodename);
+    fields_addf(out, "version", "%d", DWRAP_VERSION_NUMBER);
+    fields_add(out, "job", job->id);
+    fields_add(out, "cwd", job->cwd);
+    fields_add(out, "command", job->name);
+    fields_add(out, "build", s->build ? s->build : build);
+    fields_add(out, "host", host.nodename);
+    fields_addf(out, "pid", "%d", (int)getpid());
+    fields_add(out, "inputs", "tree");
+    fields_add(out, "width", "1");
+    fields_addf(out, "priority", "%ld", s->priority);
+    if (s->remote)
+        fields_add(out, "remote", "1");
+    if (s->explain)
+        fields_add(out, "explain", "1");
+    add_labels(out, s->labels);
+    return add_paths(out, s->command, s->count, job->cwd);
+}
+
+static void add_limits(struct fields_out *out)
+{
+    static const struct {
+        int number;
+        const char *name;
+    } limits[] = {
+        { RLIMIT_AS, "as" },         { RLIMIT_CORE, "core" },         { RLIMIT_CPU, "cpu" },
+        { RLIMIT_DATA, "data" },     { RLIMIT_FSIZE, "fsize" },       { RLIMIT_LOCKS, "locks" },
+        { RLIMIT_MEMLOCK, "memlock" }, { RLIMIT_MSGQUEUE, "msgqueue" }, { RLIMIT_NICE, "nice" },
+        { RLIMIT_NOFILE, "nofile" }, { RLIMIT_NPROC, "nproc" },       { RLIMIT_RSS, "rss" },
+        { RLIMIT_RTPRIO, "rtprio" }, { RLIMIT_RTTIME, "rttime" },     { RLIMIT_SIGPENDING, "sigpending" },
+        { RLIMIT_STACK, "stack" },
+    };
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        struct rlimit limit;
+        char soft[24] = "unlimited", hard[24] = "unlimited";
+        if (getrlimit((__rlimit_resource_t)limits[i].number, &limit) < 0)
+            continue;
+        if (limit.rlim_cur != RLIM_INFINITY)
+            snprintf(soft, sizeof soft, "%llu", (unsigned long long)limit.rlim_cur);
+        if (limit.rlim_max != RLIM_INFINITY)
+            snprintf(hard, sizeof hard, "%llu", (unsigned long long)limit.rlim_max);
+        fields_addf(out, "limit", "%s:%s:%s", limits[i].name, soft, hard);
+    }
+}
+
+static void add_ignored(struct fields_out *out)
+{
+    for (int number = 1; number < NSIG; number++) {
+        struct sigaction action;
+        if (sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN)
+            fields_addf(out, "ignore", "%d", number);
+    }
+}
+
+static bool add_groups(struct fields_out *out)
+{
+    static gid_t groups[MOST_GROUPS];
+    int count = getgroups(MOST_GROUPS, groups);
+    for (int i = 0; i < count; i++)
+        fields_addf(out, "group", "%u", (unsigned)groups[i]);
+    return count >= 0;
+}
+
+static const char *output_word(const struct stream *stream)
+{
+    switch (stream->kind) {
+    case STREAM_CLOSED:
+        return "closed";
+    case STREAM_NULL:
+        return "null";
+    case STREAM_TTY:
+        return "tty";
+    default:
+        return "stream";
+    }
+}
+
+static void add_streams(struct fields_out *out, const struct job *job)
+{
+    const struct stream *in = &job->streams[0], *stdout_ = &job->streams[1], *stderr_ = &job->streams[2];
+    struct winsize size;
+    fields_add(out, "stdin", in->kind == STREAM_CLOSED ? "closed" : in->kind == STREAM_NULL ? "null" : "stream");
+    if (job->stdin_seekable)
+        fields_add(out, "seekable", "1");
+    fields_add(out, "stdout", output_word(stdout_));
+    fields_add(out, "stderr", streams_same(stdout_, stderr_) && stderr_->kind != STREAM_NULL ? "stdout" : output_word(stderr_));
+    const struct stream *tty = stdout_->kind == STREAM_TTY ? stdout_ : stderr_->kind == STREAM_TTY ? stderr_ : NULL;
+    if (tty && ioctl(tty->fd, TIOCGWINSZ, &size) == 0) {
+        fields_addf(out, "rows", "%u", size.ws_row);
+        fields_addf(out, "columns", "%u", size.ws_col);
+    }
+}
+
+const char *go_prepare(struct job *job)
+{
+    struct fields_out out = fields_into(job->go, sizeof job->go - STAMP_BYTES - 8);
+    mode_t mask = umask(0);
+    umask(mask);
+    errno = 0;
+    int nice_value = getpriority(PRIO_PROCESS, 0);
+    fields_add(&out, "job", job->id);
+    fields_addf(&out, "umask", "%03o", (unsigned)mask);
+    fields_addf(&out, "nice", "%d", nice_value);
+    fields_addf(&out, "gid", "%u", (unsigned)getegid());
+    bool groups = add_groups(&out);
+    add_limits(&out);
+    add_ignored(&out);
+    add_streams(&out, job);
+    job->go_length = out.length;
+    return groups && !out.overflow ? NULL : "its user is in too many groups";
+}
+
+/* Memory that is sent from where it lies; neighbours become one piece. */
+struct gather {
+    struct link *link;
+    const sigset_t *mask;
+    enum link_status status;
+    int count;
+    struct iovec pieces[PIECES];
+};
+
+static void gather_flush(struct gather *g)
+{
+    struct iovec *at = g->pieces;
+    int left = g->count;
+    while (left > 0 && g->status == LINK_FINE) {
+        struct msghdr message = { .msg_iov = at, .msg_iovlen = (size_t)left };
+        ssize_t sent = sendmsg(g->link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0 && errno == EAGAIN) {
+            struct pollfd waiting = { .fd = g->link->fd, .events = POLLOUT };
+            struct timespec patience = { .tv_sec = GO_PATIENCE_MS / 1000 };
+            sent = ppoll(&waiting, 1, &patience, g->mask) > 0 ? 0 : -1;
+        }
+        if (sent < 0)
+            g->status = LINK_LOST;
+        for (size_t gone = sent > 0 ? (size_t)sent : 0; left > 0 && (gone > 0 || at->iov_len == 0);) {
+            size_t step = gone < at->iov_len ? gone : at->iov_len;
+            at->iov_base = (char *)at->iov_base + step;
+            at->iov_len -= step;
+            gone -= step;
+            if (at->iov_len == 0) {
+                at++;
+                left--;
+            }
+        }
+    }
+    g->count = 0;
+}
+
+static void gather_add(struct gather *g, const void *bytes, size_t length)
+{
+    if (g->count > 0) {
+        struct iovec *last = &g->pieces[g->count - 1];
+        if ((const char *)last->iov_base + last->iov_len == (const char *)bytes) {
+            last->iov_len += length;
+            return;
+        }
+    }
+    if (g->count == PIECES)
+        gather_flush(g);
+    g->pieces[g->count++] = (struct iovec){ (void *)(uintptr_t)bytes, length };
+}
+
+/* A MAKEFLAGS-like value without what names the desktop's jobserver: `--jobserver-*` and, beside it, `-jN`. Words after
+ * `--` are variables, and a space after a backslash belongs to its word. */
+static void strip_jobserver(const char *value, char *out)
+{
+    bool options = strstr(value, "--jobserver-") != NULL;
+    for (const char *at = value; *at;) {
+        size_t gap = strspn(at, " "), length = gap;
+        while (at[length] && (at[length] != ' ' || at[length - 1] == '\\'))
+            length++;
+        const char *word = at + gap;
+        size_t word_length = length - gap;
+        if (word_length == 2 && memcmp(word, "--", 2) == 0)
+            options = false;
+        bool number = strspn(word + (word_length > 2 ? 2 : 0), "0123456789") >= (word_length > 2 ? word_length - 2 : 0);
+        bool drop = options && (strncmp(word, "--jobserver-", 12) == 0 || (strncmp(word, "-j", 2) == 0 && number));
+        if (!drop) {
+            memcpy(out, at, length);
+            out += length;
+        }
+        at += length;
+    }
+    *out = 0;
+}
+
+/* Of the variables with a jobserver in them: the text to send instead. */
+struct replaced {
+    const char *original;
+    char *text;
+};
+
+enum { REPLACED = 3 };
+
+/* Finds the variables to replace. Their copies are the one allocation here; it is as large as they are. */
+static void find_replaced(struct replaced found[REPLACED])
+{
+    static const char *const names[REPLACED] = { "MAKEFLAGS=", "MFLAGS=", "CARGO_MAKEFLAGS=" };
+    for (int i = 0; i < REPLACED; i++) {
+        const char *value = NULL;
+        size_t length = strlen(names[i]);
+        found[i] = (struct replaced){ 0 };
+        for (char **at = environ; *at && !value; at++)
+            if (strncmp(*at, names[i], length) == 0)
+                value = *at;
+        if (!value || !strstr(value, "--jobserver-"))
+            continue;
+        char *copy = malloc(strlen(value) + 1);
+        if (!copy)
+            say_and_leave("out of memory; run fewer jobs at once");
+        memcpy(copy, names[i], length);
+        strip_jobserver(value + length, copy + length);
+        found[i] = (struct replaced){ value, copy };
+    }
+}
+
+/* What to send for an entry of the environment; NULL: it stays here. */
+static const char *entry_to_send(const char *entry, const struct replaced found[REPLACED])
+{
+    const char *equals = strchr(entry, '=');
+    if (equals && variable_stays(entry, (size_t)(equals - entry)))
+        return NULL;
+    for (int i = 0; i < REPLACED; i++)
+        if (found[i].original == entry)
+            return found[i].text;
+    return entry;
+}
+
+/* The environment's frame: its length when `g` is NULL, else its bytes. */
+static size_t gather_environment(struct gather *g, const struct replaced found[REPLACED])
+{
+    size_t total = 0;
+    for (char **at = environ; *at; at++) {
+        const char *entry = entry_to_send(*at, found);
+        if (!entry)
+            continue;
+        size_t length = strlen(entry) + 1;
+        total += length;
+        if (g)
+            gather_add(g, entry, length);
+    }
+    return total;
+}
+
+enum link_status go_send(struct link *l, const struct job *job, const char *stamp, const sigset_t *mask)
+{
+    static char fields_bytes[GO_FIELDS_BYTES];
+    unsigned char header[4][ZMTP_HEADER_BYTES];
+    struct replaced found[REPLACED];
+    struct gather g = { .link = l, .mask = mask };
+    struct fields_out fields = fields_into(fields_bytes, sizeof fields_bytes);
+    memcpy(fields_bytes, job->go, job->go_length);
+    fields.length = job->go_length;
+    fields_add(&fields, "stamp", stamp);
+
+    /* What was queued before (a PONG) goes first. */
+    gather_add(&g, l->out + l->out_start, l->out_end - l->out_start);
+    gather_add(&g, header[0], zmtp_frame_header(header[0], 2, true));
+    gather_add(&g, "GO", 2);
+    gather_add(&g, header[1], zmtp_frame_header(header[1], fields.length, true));
+    gather_add(&g, fields.at, fields.length);
+    size_t length = 0;
+    for (int i = 0; i < job->settings->count; i++)
+        length += strlen(job->settings->command[i]) + 1;
+    gather_add(&g, header[2], zmtp_frame_header(header[2], length, true));
+    for (int i = 0; i < job->settings->count; i++)
+        gather_add(&g, job->settings->command[i], strlen(job->settings->command[i]) + 1);
+    find_replaced(found);
+    gather_add(&g, header[3], zmtp_frame_header(header[3], gather_environment(NULL, found), false));
+    gather_environment(&g, found);
+    gather_flush(&g);
+    for (int i = 0; i < REPLACED; i++)
+        free(found[i].text);
+    l->out_start = l->out_end = 0;
+    return g.status;
+}

@@ -1,0 +1,40 @@
+/* What the wrapper says to the distributor: SUBMIT and GO, built from this process and its settings. */
+#ifndef DWRAP_TALK_H
+#define DWRAP_TALK_H
+
+#include <limits.h>
+#include <signal.h>
+
+#include "wrapper/link.h"
+#include "wrapper/options.h"
+#include "wrapper/streams.h"
+
+enum { JOB_ID_BYTES = 33, STAMP_BYTES = 65, GO_FIELDS_BYTES = 128 * 1024 };
+
+struct job {
+    const struct settings *settings;
+    const struct stream *streams; /* three */
+    const char *name;             /* the command's, for people */
+    const char *cwd;
+    char id[JOB_ID_BYTES];
+    bool stdin_seekable;
+
+    /* GO's fields but for the stamp, gathered while the distributor looks for a slot. */
+    char go[GO_FIELDS_BYTES];
+    size_t go_length;
+};
+
+/* Names the job. */
+void job_start(struct job *job, const struct settings *settings, const struct stream streams[3], const char *cwd);
+
+/* Writes SUBMIT's fields. Returns why the command must run here instead, or NULL. */
+const char *submit_fields(const struct job *job, struct fields_out *out);
+
+/* Gathers what GO says about this process. Returns why the command must run here instead, or NULL. */
+const char *go_prepare(struct job *job);
+
+/* Sends GO with this stamp. `mask` is the signal mask while it has to wait: until the last byte has gone, a signal ends
+ * us as it always did, and a GO that is not whole is none. */
+enum link_status go_send(struct link *l, const struct job *job, const char *stamp, const sigset_t *mask);
+
+#endif
