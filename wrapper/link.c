@@ -91,7 +91,7 @@ static enum link_status shake_hands(struct link *l, int64_t deadline_ms)
         if (status != LINK_FINE)
             return status;
     }
-    return LINK_FINE;
+    return link_flush(l); /* our READY, if the peer's came together with its greeting */
 }
 
 enum link_status link_open(struct link *l, const struct address *address, bool insecure, int64_t deadline_ms)
