@@ -197,8 +197,8 @@ class Broker:
         elif who.uid is None and not (self._insecure and who.why):
             refusal = f"nobody can tell who is at the other end: {who.why}"
         if refusal:
+            link.is_refused = True
             self._refuse(link, refusal)
-            identity.evict(fd)
             return None
         if who.uid is None:
             log.warning("peer without identity let in, as --insecure says: %s", who.why)
@@ -212,6 +212,8 @@ class Broker:
 
     def _dispatch(self, link: Connection, frames: list[bytes]) -> None:
         fields: Fields | None = None
+        if link.is_refused:
+            return identity.evict(link.fd)
         try:
             if len(frames) > MAX_FRAMES:
                 identity.evict(link.fd)
@@ -310,10 +312,17 @@ class Broker:
                 self._reports.fold(action)
             elif isinstance(action, e.Unexpected):
                 self._reports.unexpected(action.what)
+            elif isinstance(action, e.Disconnect):
+                self._evict(action.peer)
             else:
                 message = wire.message(action, self._reports.epoch)
                 if message is not None:
                     self._send(action.peer, message)
+
+    def _evict(self, peer: e.Peer) -> None:
+        link = self._links.by_peer.get(peer)
+        if link is not None:
+            identity.evict(link.fd)
 
     def _refuse(self, link: Connection, reason: str, job: str = "") -> None:
         log.info("refused a message: %s", json.dumps(reason))
@@ -347,7 +356,6 @@ def _open_router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         zmq.SNDHWM: 0,
         zmq.RCVHWM: 256,
         zmq.LINGER: 200,
-        zmq.IPV6: 1,
         zmq.TCP_KEEPALIVE: 1,
         zmq.TCP_KEEPALIVE_IDLE: 4,
         zmq.TCP_KEEPALIVE_INTVL: 2,
@@ -360,7 +368,9 @@ def _open_router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 
 def _bind(router: zmq.Socket[bytes], endpoint: str) -> str:
     """Binds one endpoint (`tcp://HOST:0` takes any free port). Returns it with what was taken."""
-    router.bind(endpoint)
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0]
+    router.setsockopt(zmq.IPV6, int(host.startswith("[") or host == "*"))  # with it 127.0.0.1 would be shown as ::ffff:127.0.0.1
+    router.bind(endpoint.replace("tcp://localhost:", "tcp://127.0.0.1:"))
     return router.getsockopt_string(zmq.LAST_ENDPOINT)
 
 

@@ -25,6 +25,7 @@ class Connection:
     rid: bytes
     identity: Identity
     is_trusted: bool = False
+    is_refused: bool = False  #: it has been told that it is not served; the next thing it says ends the connection
     token: str = ""
 
     @property

@@ -39,6 +39,7 @@ class JobSpec:
     command: str
     build: str
     host: str = ""
+    pid: int = 0
     paths: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     priority: int = 0
@@ -271,6 +272,13 @@ class RefuseAgent:
 
 
 @dataclass(frozen=True, slots=True)
+class Disconnect:
+    """End this connection: its agent was given up, and must come back as a new one to be believed again."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     peer: Peer
 
@@ -317,6 +325,7 @@ Action: TypeAlias = (
     | Welcome
     | RenewLease
     | RefuseAgent
+    | Disconnect
     | Drain
     | Kill
     | AckResult

@@ -140,9 +140,7 @@ class Metrics:
         self._unexpected = Counter(
             "dwrap_unexpected_messages", "Messages that did not fit the state they met", ["what"], registry=self.registry
         )
-        self._queue_seconds = Histogram(
-            "dwrap_queue_seconds", "From submission to assignment", buckets=_SECONDS, registry=self.registry
-        )
+        self._queue_seconds = Histogram("dwrap_queue_seconds", "From submission to assignment", buckets=_SECONDS, registry=self.registry)
         self._run_seconds = Histogram("dwrap_run_seconds", "Run time of commands on agents", buckets=_SECONDS, registry=self.registry)
         self.registry.register(_Gauges(now))
 

@@ -22,8 +22,8 @@ from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import Pool, judge, pool_of
-from dwrap.distributor.queue import FairQueue, Shares
+from dwrap.distributor.policy import judge, pool_of
+from dwrap.distributor.waiting import WaitingRoom
 
 OFFER_SECONDS: Final = 2.0
 MAX_PATIENCE_SECONDS: Final = 32.0
@@ -34,7 +34,6 @@ NAME_TAKEOVER_SECONDS: Final = 2.5
 UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_JOBS: Final = 100_000
-_MAX_IDLE_QUEUES: Final = 32
 
 
 def expect_nothing(_: e.JobSpec) -> float:
@@ -53,11 +52,8 @@ class Scheduler:
         self._names: dict[str, Agent] = {}
         self._submitters: dict[Peer, set[str]] = {}
         self._placement = Placement()
-        self._shares = Shares()
         self._serials = itertools.count(1)
-        self._queues: dict[tuple[Pool, ...], FairQueue[Job]] = {}
-        self._homeless: dict[str, Job] = {}
-        self._rejected: dict[str, Job] = {}
+        self._room = WaitingRoom(self._placement, self._serials)
         self._unacknowledged: dict[str, Job] = {}
         self._timers: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []
         self._now = 0.0
@@ -98,7 +94,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Jobs that wait for a slot or for an agent."""
-        return sum(map(len, self._queues.values())) + len(self._homeless) + len(self._rejected)
+        return len(self._room)
 
     def held_by(self, agent: Peer, job_id: str, attempt: int) -> Job | None:
         """The job, when this agent holds this attempt of it and it runs."""
@@ -120,7 +116,7 @@ class Scheduler:
         self.jobs[spec.job] = job
         self._submitters.setdefault(event.peer, set()).add(spec.job)
         facts: dict[str, e.Fact] = {"uid": event.uid, "build": spec.build, "command": spec.command, "cwd": spec.cwd}
-        facts.update(host=spec.host, priority=spec.priority)
+        facts.update(host=spec.host, pid=spec.pid, priority=spec.priority)
         self._record(job, "submitted", facts)
         ahead = self.waiting
         self._admit(job)
@@ -146,7 +142,7 @@ class Scheduler:
             return self._act(e.Unexpected("go"))
         if job.state is JobState.OFFERED:
             return self._assign(job, event.payload)
-        if job.state is JobState.QUEUED and self._is_aside(job):
+        if job.state is JobState.QUEUED and self._room.is_aside(job):
             return self._admit(job)  # late, therefore void; but its submitter lives
         self._act(e.Unexpected("go"))
 
@@ -190,7 +186,7 @@ class Scheduler:
         if known is None or known.peer == event.peer:
             return ""
         if known.uid == event.uid and self._now - known.heard_at > NAME_TAKEOVER_SECONDS:
-            self._lose(known, "it came back on a new connection")
+            self._give_up(known, "it came back on a new connection")
             return ""
         return f"an agent named {spec.name} is already connected from {known.spec.host or 'another host'}; choose another --name"
 
@@ -245,20 +241,25 @@ class Scheduler:
         end = agent.lease_until + LEASE_GRACE_SECONDS
         if end > self._now:
             return self._at(end, self._lease_due, agent, None)
-        self._lose(agent, f"it was silent for {self._now - agent.heard_at:.0f} s")
+        self._give_up(agent, f"it was silent for {self._now - agent.heard_at:.0f} s")
+
+    def _give_up(self, agent: Agent, reason: str) -> None:
+        self._lose(agent, reason)
+        self._act(e.Disconnect(agent.peer))
 
     def _lose(self, agent: Agent, reason: str) -> None:
         """The agent is gone, with all that it had. What was assigned may have started, so nothing is placed again."""
         del self.agents[agent.peer]
         del self._names[agent.name]
         self._record_agent(agent, "left", reason)
+        pool_has_gone = self._placement.remove(agent)
         for job_id in sorted(agent.jobs):
             job = self.jobs[job_id]
             if job.state is JobState.OFFERED:
                 self._requeue(job, "withdrawn", f"agent {agent.name} was lost: {reason}")
             else:
                 self._fail(job, f"agent {agent.name} was lost while it had the job: {reason}", safe=False)
-        if self._placement.remove(agent):
+        if pool_has_gone:
             self._readmit_all()
 
     def _rejection(self, event: e.Rejected) -> None:
@@ -303,50 +304,35 @@ class Scheduler:
 
     def _admit(self, job: Job) -> None:
         """Puts a QUEUED job where it is to wait, or answers it at once."""
-        self._step_out(job)
+        self._room.step_out(job)
         verdict = judge(job.spec, job.uid, self._placement.pools)
         if verdict.pools and job.avoid:
-            self._rejected[job.id] = job
+            self._room.rejected[job.id] = job
         elif verdict.pools:
             job.homeless_since = None
-            job.queue = self._queue_of(verdict.pools)
-            job.queue.add(job)
+            self._room.enqueue(job, verdict.pools)
         elif verdict.verb == "HERE":
             self._answer(job, verdict.verb, verdict.reason)
         else:
-            self._homeless[job.id] = job
+            self._room.homeless[job.id] = job
             if job.homeless_since is None:
                 job.homeless_since = self._now
                 self._at(self._now + NO_AGENT_SECONDS, self._homeless_due, job, self._now)
 
     def _readmit_all(self) -> None:
         """A pool has come or gone: every waiting job is judged anew."""
-        waiting = [job for queue in self._queues.values() for job in queue.all()]
-        for job in itertools.chain(waiting, list(self._homeless.values())):
+        for job in self._room.unsettled():
             self._admit(job)
-        self._queues = {pools: queue for pools, queue in self._queues.items() if len(queue)}
+        self._room.forget_empty()
 
     def _place(self) -> None:
-        if self._rejected:
+        if self._room.rejected:
             self._place_rejected()
-        while True:
-            best: tuple[float, FairQueue[Job], Agent] | None = None
-            for pools, queue in self._queues.items():
-                turn = queue.turn()
-                if turn is None or (best is not None and turn >= best[0]):
-                    continue
-                agent = self._placement.best(pools)
-                if agent is not None:
-                    best = (turn, queue, agent)
-            if best is None:
-                return
-            job = best[1].take()
-            if job is not None:
-                job.queue = None
-                self._offer(job, best[2])
+        while (chosen := self._room.take_next()) is not None:
+            self._offer(*chosen)
 
     def _place_rejected(self) -> None:
-        for job in list(self._rejected.values()):
+        for job in list(self._room.rejected.values()):
             verdict = judge(job.spec, job.uid, self._placement.pools)
             agent = self._placement.best(verdict.pools, job.avoid)
             if agent is not None:
@@ -376,7 +362,7 @@ class Scheduler:
         self._at(self._now + patience, self._patience_due, job, stamp)
 
     def _patience_due(self, job: Job, stamp: str) -> None:
-        if job.state is JobState.QUEUED and job.stamp == stamp and self._is_aside(job):
+        if job.state is JobState.QUEUED and job.stamp == stamp and self._room.is_aside(job):
             self._admit(job)
 
     def _assign(self, job: Job, payload: tuple[bytes, ...]) -> None:
@@ -397,7 +383,7 @@ class Scheduler:
         """The one place where a job's state changes."""
         if to not in MOVES[job.state]:
             raise AssertionError(f"job {job.id}: no move from {job.state} to {to}")
-        self._step_out(job)
+        self._room.step_out(job)
         job.state = to
         self._record(job, what, facts)
 
@@ -460,30 +446,12 @@ class Scheduler:
         if forget:
             job.agent = None
 
-    def _step_out(self, job: Job) -> None:
-        if job.queue is not None:
-            job.queue.remove(job)
-            job.queue = None
-        self._homeless.pop(job.id, None)
-        self._rejected.pop(job.id, None)
-
-    def _is_aside(self, job: Job) -> bool:
-        return job.queue is None and job.id not in self._homeless and job.id not in self._rejected
-
-    def _queue_of(self, pools: tuple[Pool, ...]) -> FairQueue[Job]:
-        queue = self._queues.get(pools)
-        if queue is None:
-            if len(self._queues) >= _MAX_IDLE_QUEUES:
-                self._queues = {key: kept for key, kept in self._queues.items() if len(kept)}
-            queue = self._queues[pools] = FairQueue(self._shares, self._serials)
-        return queue
-
     def _agent_changed(self, agent: Agent) -> None:
         if self._placement.update(agent):
             self._readmit_all()
 
     def _homeless_due(self, job: Job, since: float) -> None:
-        if job.homeless_since == since and job.id in self._homeless:
+        if job.homeless_since == since and job.id in self._room.homeless:
             verdict = judge(job.spec, job.uid, self._placement.pools)
             self._answer(job, verdict.verb, f"{verdict.reason} (waited {NO_AGENT_SECONDS:.0f} s)")
 

@@ -46,6 +46,7 @@ def job_spec(fields: Fields) -> e.JobSpec:
         command=fields.need("command").decode("utf-8", "surrogateescape")[:MAX_TEXT],
         build=fields.need("build").decode("utf-8", "surrogateescape")[:MAX_TEXT],
         host=fields.text("host")[:MAX_TEXT],
+        pid=fields.number("pid", 0),
         paths=fields.texts("path"),
         labels=fields.texts("label"),
         priority=priority,

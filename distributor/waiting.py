@@ -1,0 +1,82 @@
+"""The waiting room: where each QUEUED job stands, and which job and agent are next.
+
+A job stands in the fair queue of the pools that may take it; or it is homeless (no agent may take it); or it was rejected
+and looks for an agent that has not rejected it yet; or it stands aside, in none of these, until its submitter is heard.
+Knows queues and placement. Does not know what made a job wait, or what is told to anyone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from dwrap.distributor.job import Job
+from dwrap.distributor.placement import Agent, Placement
+from dwrap.distributor.policy import Pool
+from dwrap.distributor.queue import FairQueue, Shares
+
+_MAX_IDLE_QUEUES = 32
+
+
+class WaitingRoom:
+    """All jobs that wait."""
+
+    def __init__(self, placement: Placement, serials: Iterator[int]) -> None:
+        self.homeless: dict[str, Job] = {}
+        self.rejected: dict[str, Job] = {}
+        self._placement = placement
+        self._serials = serials
+        self._shares = Shares()
+        self._queues: dict[tuple[Pool, ...], FairQueue[Job]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values())) + len(self.homeless) + len(self.rejected)
+
+    def is_aside(self, job: Job) -> bool:
+        """Whether a QUEUED job stands aside."""
+        return job.queue is None and job.id not in self.homeless and job.id not in self.rejected
+
+    def enqueue(self, job: Job, pools: tuple[Pool, ...]) -> None:
+        """Puts a job that stands aside into the queue of these pools."""
+        queue = self._queues.get(pools)
+        if queue is None:
+            if len(self._queues) >= _MAX_IDLE_QUEUES:
+                self.forget_empty()
+            queue = self._queues[pools] = FairQueue(self._shares, self._serials)
+        queue.add(job)
+        job.queue = queue
+
+    def step_out(self, job: Job) -> None:
+        """Takes a job from wherever it stands; it stands aside then."""
+        if job.queue is not None:
+            job.queue.remove(job)
+            job.queue = None
+        elif self.homeless or self.rejected:
+            self.homeless.pop(job.id, None)
+            self.rejected.pop(job.id, None)
+
+    def unsettled(self) -> list[Job]:
+        """Every job whose place depends on which pools there are."""
+        return list(itertools.chain(*(queue.all() for queue in self._queues.values()), self.homeless.values()))
+
+    def forget_empty(self) -> None:
+        """Drops the queues in which nobody stands."""
+        self._queues = {pools: queue for pools, queue in self._queues.items() if len(queue)}
+
+    def take_next(self) -> tuple[Job, Agent] | None:
+        """The job whose turn it is and the least loaded agent that may take it, or None. The job stands aside then."""
+        best: tuple[float, FairQueue[Job], Agent] | None = None
+        for pools, queue in self._queues.items():
+            turn = queue.turn()
+            if turn is None or (best is not None and turn >= best[0]):
+                continue
+            agent = self._placement.best(pools)
+            if agent is not None:
+                best = (turn, queue, agent)
+        if best is None:
+            return None
+        job = best[1].take()
+        if job is None:
+            return None
+        job.queue = None
+        return job, best[2]
