@@ -1,2 +1,145 @@
-def main() -> None:
-    raise SystemExit("not yet")
+"""`dwrap-agent`: reads the options, puts the rooms together, prints the ready line, serves until it has drained.
+
+Knows the process: options, log, work directory, systemd. Everything else is in the rooms.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import psutil
+
+from dwrap.agent import environment, workplace
+from dwrap.agent.accounts import Accounts
+from dwrap.agent.endpoint import Endpoint, parse_endpoint
+from dwrap.agent.link import Link
+from dwrap.agent.load import Load, session_seconds
+from dwrap.agent.runner import Runners, choose_tree, find_program
+from dwrap.agent.session import Registration, Session
+from dwrap.protocol.messages import Value
+
+log = logging.getLogger("dwrap.agent")
+
+
+class _Lines(logging.Formatter):
+    """Log lines as one JSON object each, so that no job's text can forge one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("distributor")
+@click.option("--root", "roots", multiple=True, metavar="DIR", help="A tree shared at the same path; may be repeated. [default: /]")
+@click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time. [default: one a processor]")
+@click.option("--name", help="What the agent is called. [default: this host's name]")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Something that jobs may ask for; may be repeated.")
+@click.option("--allow-root", is_flag=True, help="Run root's jobs too.")
+@click.option("--flush", type=click.Choice(["auto", "always"]), default="auto", help="Whether to flush outputs on local file systems too.")
+@click.option("--tree", type=click.Choice(["auto", "pidns", "subreaper"]), default="auto", help="How the processes of a job are held.")
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where temporary directories are made. [default: TMPDIR]")
+@click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
+@click.version_option(package_name="dwrap", prog_name="dwrap-agent")
+def main(
+    distributor: str,
+    roots: tuple[str, ...],
+    slots: int | None,
+    name: str | None,
+    labels: tuple[str, ...],
+    allow_root: bool,
+    flush: str,
+    tree: str,
+    work: Path | None,
+    insecure: bool,
+) -> None:
+    """Runs jobs for the DISTRIBUTOR (tcp://HOST:PORT, ipc://PATH, or HOST)."""
+    _log_to_stderr()
+    try:
+        endpoint = parse_endpoint(distributor)
+        _check_reach(endpoint, insecure)
+        program = find_program()
+        tree = choose_tree(program) if tree == "auto" else tree
+        checked_roots = tuple(environment.check_root(root) for root in roots or ("/",))
+        checked_labels = tuple(environment.check_label(label) for label in labels)
+        slots = slots or environment.processors()
+        name = name or socket.gethostname()
+        session = Session(_registration(name, slots, checked_roots, checked_labels, tree, allow_root))
+        with workplace.claim(work) as folder:
+            workplace.become_subreaper()
+            runners = Runners(program, folder, checked_roots, tree, flush)
+            load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
+            accounts = Accounts(os.geteuid(), allow_root)
+            with _systemd():
+                link = Link(endpoint.address, session, runners, accounts, load, lambda: _say_ready(name, slots))
+                log.info("dialling %s, tree %s", endpoint.address, tree)
+                end = link.run()
+    except (OSError, ValueError) as error:
+        _die(f"cannot start: {error}")
+    if end.reason:
+        _die(end.reason)
+    sys.exit(end.status)
+
+
+def _registration(name: str, slots: int, roots: tuple[str, ...], labels: tuple[str, ...], tree: str, allow_root: bool) -> Registration:
+    uid = os.geteuid()
+    extra: list[tuple[str, Value]] = [("label", label) for label in labels]
+    extra += [("identity", environment.identity_line()), ("host", socket.gethostname()), ("cpus", environment.processors())]
+    extra += [("memory_bytes", int(psutil.virtual_memory().total)), ("tree", tree)]
+    if allow_root:
+        extra.append(("allow_root", 1))
+    return Registration(name, slots, roots, "any" if uid == 0 else str(uid), tuple(extra))
+
+
+def _check_reach(endpoint: Endpoint, insecure: bool) -> None:
+    if not endpoint.is_local and not insecure:
+        raise ValueError(
+            f"{endpoint.address} is on another machine, and commands would travel in the clear; "
+            "use a tunnel to a loopback address, or say --insecure on a network you trust wholly"
+        )
+
+
+def _say_ready(name: str, slots: int) -> None:
+    print(f"ready {name} slots={slots}", flush=True)
+    _notify("READY=1")
+
+
+@contextmanager
+def _systemd() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _notify("STOPPING=1")
+
+
+def _notify(state: str) -> None:
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        try:
+            manager.sendto(state.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("the service manager cannot be told %s: %s", state, error)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _die(message: str) -> NoReturn:
+    print(f"dwrap: {message}", file=sys.stderr)
+    sys.exit(1)

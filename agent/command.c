@@ -1,0 +1,101 @@
+/* From a forked child to the submitter's command: identity, limits, signals, streams, directory, exec.
+ * Knows what one process needs; does not know who reaps it or who reads its streams.
+ * The command never gains rights here (no_new_privs): set-user-id programs run without theirs. */
+#include "agent/runner.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static bool take_identity(const struct spec *spec)
+{
+    if (!spec->become)
+        return true;
+    return setgroups(spec->group_count, spec->groups) == 0 && setresgid(spec->gid, spec->gid, spec->gid) == 0 &&
+           setresuid(spec->uid, spec->uid, spec->uid) == 0;
+}
+
+/* Limits are lowered, never raised above what this agent has itself: a claim gains nothing. */
+static void take_limits(const struct spec *spec)
+{
+    for (size_t i = 0; i < spec->limit_count; i++) {
+        struct rlimit want = spec->limits[i].value, have;
+        if (getrlimit((__rlimit_resource_t)spec->limits[i].resource, &have) != 0)
+            continue;
+        if (want.rlim_max > have.rlim_max)
+            want.rlim_max = have.rlim_max;
+        if (want.rlim_cur > want.rlim_max)
+            want.rlim_cur = want.rlim_max;
+        setrlimit((__rlimit_resource_t)spec->limits[i].resource, &want);
+    }
+}
+
+/* Runs after the identity was taken, so that a negative value is the kernel's to refuse. */
+static void take_nice(const struct spec *spec)
+{
+    if (spec->has_nice && setpriority(PRIO_PROCESS, 0, spec->nice) != 0)
+        errno = 0;
+}
+
+static void take_signals(const struct spec *spec)
+{
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    for (int number = 1; number < NSIG; number++) {
+        bool ignored = number < 64 && (spec->ignored >> number & 1);
+        action.sa_handler = ignored ? SIG_IGN : SIG_DFL;
+        sigaction(number, &action, NULL); /* refused for KILL, STOP and libc's own: as it should be */
+    }
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static bool take_streams(const int stdio[3])
+{
+    int moved[3];
+    for (int i = 0; i < 3; i++) /* first out of the way of 0 to 2 */
+        if (stdio[i] >= 0 && (moved[i] = fcntl(stdio[i], F_DUPFD_CLOEXEC, 10)) < 0)
+            return false;
+    for (int i = 0; i < 3; i++) {
+        if (stdio[i] < 0)
+            close(i);
+        else if (dup2(moved[i], i) < 0)
+            return false;
+    }
+    return true;
+}
+
+_Noreturn static void fail(int report_fd, enum stage stage, const char *what)
+{
+    struct failure failure = {.stage = stage, .error = errno};
+    snprintf(failure.what, sizeof failure.what, "%s", what);
+    if (write(report_fd, &failure, sizeof failure) != (ssize_t)sizeof failure)
+        _exit(125);
+    _exit(127);
+}
+
+_Noreturn void command_become(const struct spec *spec, const int stdio[3], int report_fd)
+{
+    if (!take_streams(stdio))
+        fail(report_fd, STAGE_SETUP, "dup2");
+    if (!take_identity(spec))
+        fail(report_fd, STAGE_SETUP, "setuid");
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        fail(report_fd, STAGE_SETUP, "no_new_privs");
+    take_limits(spec);
+    take_nice(spec);
+    if (spec->umask >= 0)
+        umask((mode_t)spec->umask);
+    if (chdir(spec->cwd) != 0)
+        fail(report_fd, STAGE_CWD, "chdir");
+    take_signals(spec);
+    environ = spec->envp; /* execvpe looks PATH up in it */
+    execvpe(spec->argv[0], spec->argv, spec->envp);
+    fail(report_fd, STAGE_EXEC, "exec");
+}

@@ -1,0 +1,61 @@
+"""What this agent is: processors, memory, the line that names its image, its roots and labels.
+
+Knows this machine; does not know the protocol or jobs. Everything here is asked once, at the start.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+_OS_RELEASE: Final = ("/etc/os-release", "/usr/lib/os-release")
+_CPU_QUOTA: Final = "/sys/fs/cgroup/cpu.max"
+
+
+def identity_line(os_release: str | None = None) -> str:
+    """A line that is equal on equal images: architecture, distribution and its version, C library and its version."""
+    facts = dict(line.split("=", 1) for line in (_os_release() if os_release is None else os_release).splitlines() if "=" in line)
+    system = "/".join(facts[key].strip("\"'") for key in ("ID", "VERSION_ID") if key in facts) or "unknown"
+    library = "/".join(part for part in platform.libc_ver() if part) or "unknown"
+    return f"{platform.machine()} {system} {library}"
+
+
+def _os_release() -> str:
+    for path in _OS_RELEASE:
+        try:
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+    return ""
+
+
+def processors() -> int:
+    """Processors this process may use: its affinity, less where a control group's quota gives fewer."""
+    available = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path(_CPU_QUOTA).read_text(encoding="ascii").split()
+        if quota != "max":
+            available = min(available, max(1, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        pass
+    return available
+
+
+def check_root(text: str) -> str:
+    """A root as it is registered: absolute, without links, a directory. Raises ValueError saying what is wrong."""
+    if not os.path.isabs(text):
+        raise ValueError(f"root {text} is not absolute; give the path at which every machine mounts the tree")
+    plain = os.path.normpath(text)
+    if not Path(plain).is_dir():
+        raise ValueError(f"root {text} is not a directory here; mount the tree first")
+    return plain
+
+
+def check_label(text: str) -> str:
+    """A label `K=V`. Raises ValueError saying what is wrong."""
+    key, equals, _ = text.partition("=")
+    if not equals or not key or "\0" in text:
+        raise ValueError(f"label {text} is not of the form KEY=VALUE")
+    return text

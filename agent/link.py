@@ -1,0 +1,234 @@
+"""The agent's loop: one DEALER to the distributor, its monitor, the runners' sockets, signals, a tick each second.
+
+It turns what arrives into events for the session and carries out the actions that the session answers with. It decides nothing.
+Each connection gets a fresh socket, so that nothing queued for an old connection can reach a new one ahead of REGISTER.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from dwrap.agent import session as s
+from dwrap.agent.accounts import Accounts, Refusal
+from dwrap.agent.load import Load
+from dwrap.agent.runner import Runner, Runners, StartError
+from dwrap.protocol import messages
+
+TICK_SECONDS: Final = 1.0
+_RETRY_MS: Final = 100
+_RETRY_MAX_MS: Final = 2_000
+_SILENCE_MS: Final = 10_000
+_BURST: Final = 256  # messages taken in one turn, so that no source starves another
+_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+log = logging.getLogger("dwrap.agent")
+Configure = Callable[["zmq.Socket[bytes]"], None]
+
+
+def boot_clock() -> float:
+    """Seconds since the machine started, those it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Link:
+    """Carries a session. `configure` prepares each new socket (keys); `on_ready` is called once the distributor took us in."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        session: s.Session,
+        runners: Runners,
+        accounts: Accounts,
+        load: Load,
+        on_ready: Callable[[], None],
+        configure: Configure = lambda _: None,
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self._endpoint = endpoint
+        self._session = session
+        self._runners = runners
+        self._accounts = accounts
+        self._load = load
+        self._on_ready = on_ready
+        self._configure = configure
+        self._clock = clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._live: dict[s.Key, Runner] = {}
+        self._by_fd: dict[int, Runner] = {}
+        self._ending: s.Quit | None = None
+        self._wake, self._signals = socket.socketpair()
+        self._signals.setblocking(False)
+        self._poller.register(self._wake.fileno(), zmq.POLLIN)
+        self._connect()
+
+    # ---- the connection
+
+    def _connect(self) -> None:
+        self._up = False
+        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.linger = 0
+        self._dealer.sndhwm = 0  # bounded by the jobs' credit
+        self._dealer.rcvhwm = 0  # bounded by the credit given for stdin
+        self._dealer.maxmsgsize = messages.MAX_FRAME_BYTES
+        self._dealer.ipv6 = True
+        self._dealer.setsockopt(zmq.RECONNECT_IVL, _RETRY_MS)
+        self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RETRY_MAX_MS)
+        self._dealer.setsockopt(zmq.HEARTBEAT_IVL, int(TICK_SECONDS * 1000))
+        self._dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
+        self._configure(self._dealer)
+        self._monitor = self._dealer.get_monitor_socket(_EVENTS)
+        self._poller.register(self._dealer, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._dealer.connect(self._endpoint)
+
+    def _disconnect(self) -> None:
+        self._poller.unregister(self._dealer)
+        self._poller.unregister(self._monitor)
+        self._dealer.disable_monitor()
+        self._dealer.close(linger=0)
+
+    def _watch_connection(self) -> None:
+        event = recv_monitor_message(self._monitor)["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self._up:
+            self._up = True
+            self._feed(s.Connected())
+        elif event == zmq.EVENT_DISCONNECTED and self._up:
+            self._disconnect()
+            self._connect()
+            self._feed(s.Disconnected())
+
+    # ---- the loop
+
+    def run(self) -> s.Quit:
+        """Serves until the session says to quit. Returns what it said."""
+        previous = signal.set_wakeup_fd(self._signals.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        next_tick = self._clock()
+        try:
+            while self._ending is None:
+                now = self._clock()
+                if now >= next_tick:
+                    next_tick = now + TICK_SECONDS
+                    self._tick(now)
+                    continue
+                self._turn(max(0.0, next_tick - now))
+            return self._ending
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(previous)
+            self._close()
+
+    def _turn(self, seconds: float) -> None:
+        for source, events in self._poller.poll(math.ceil(seconds * 1000)):
+            if source is self._dealer:
+                self._take_messages()
+            elif source is self._monitor:
+                self._watch_connection()
+            elif source == self._wake.fileno():
+                self._take_signals()
+            elif source in self._by_fd:
+                self._serve_runner(self._by_fd[source], events)
+
+    def _tick(self, now: float) -> None:
+        self._runners.reap()
+        self._feed(s.Tick(self._load.sample(now)))
+
+    def _take_messages(self) -> None:
+        dealer = self._dealer
+        for _ in range(_BURST):
+            try:
+                frames = dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                verb, fields, bodies = messages.parse(frames)
+            except messages.ProtocolError as error:
+                log.warning("a malformed message was dropped: %s", error)
+                continue
+            self._feed(s.Received(verb, fields, tuple(bodies)))
+
+    def _take_signals(self) -> None:
+        for number in self._wake.recv(64):
+            stop = number == signal.SIGINT or self._session.draining
+            self._feed(s.StopAsked() if stop else s.DrainAsked())
+
+    def _serve_runner(self, runner: Runner, events: int) -> None:
+        if events & zmq.POLLOUT:
+            runner.flush()
+            self._watch_runner(runner)
+        for said in runner.receive():
+            self._feed(said)
+            if isinstance(said, s.RunnerEnded):
+                self._forget_runner(runner)
+
+    def _feed(self, event: s.Event) -> None:
+        for action in self._session.handle(event, self._clock()):
+            self._carry_out(action)
+
+    # ---- actions
+
+    def _carry_out(self, action: s.Action) -> None:
+        match action:
+            case s.Send():
+                self._dealer.send_multipart(action.frames)
+            case s.Tell():
+                self._tell(action)
+            case s.Start():
+                self._start(action)
+            case s.Log():
+                log.info("%s%s", action.event, "".join(f" {key}={value}" for key, value in action.fields))
+            case s.Ready():
+                self._on_ready()
+            case s.Quit():
+                self._ending = self._ending or action
+
+    def _tell(self, tell: s.Tell) -> None:
+        runner = self._live.get(tell.key)
+        if runner is not None:
+            runner.tell(tell)
+            if runner.congested:
+                self._watch_runner(runner)
+
+    def _start(self, start: s.Start) -> None:
+        try:
+            claims = messages.decode_fields(start.claims)
+            gid = claims.number("gid") if claims.get("gid") is not None else None
+            groups = [int(group) for group in claims.all("group") if group.isdigit()]
+            identity = self._accounts.identity(start.fields.number("uid"), gid, groups, self._clock())
+            runner = self._runners.start(start, identity)
+        except (Refusal, StartError, messages.ProtocolError) as error:
+            self._feed(s.RunnerSaid(start.key, s.Kind.REJECTED, 0, 0, str(error).encode()))
+            return
+        self._live[start.key] = self._by_fd[runner.fileno()] = runner
+        self._watch_runner(runner)
+
+    def _watch_runner(self, runner: Runner) -> None:
+        self._poller.register(runner.fileno(), zmq.POLLIN | (zmq.POLLOUT if runner.congested else 0))
+
+    def _forget_runner(self, runner: Runner) -> None:
+        self._poller.unregister(runner.fileno())
+        del self._by_fd[runner.fileno()]
+        del self._live[runner.key]
+        runner.close()
+        self._runners.reap()
+
+    def _close(self) -> None:
+        for runner in self._live.values():
+            runner.close()
+        self._poller.unregister(self._dealer)
+        self._dealer.disable_monitor()
+        self._dealer.close(linger=200)
+        self._context.destroy(linger=200)
+        self._wake.close()
+        self._signals.close()

@@ -1,0 +1,98 @@
+/* Finds and signals the descendants of this process through /proc, for agents without PID namespaces.
+ * Knows parents and children only. A process that forks faster than it is found is met again on the caller's next round:
+ * the caller is a subreaper, so nothing escapes by losing its parent. */
+#include "agent/runner.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct process {
+    pid_t pid, parent;
+    bool ours;
+};
+
+/* The parent of the process whose /proc directory this is; 0 when it is gone. */
+static pid_t parent_of(int directory)
+{
+    char text[512];
+    int fd = openat(directory, "stat", O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    if (size <= 0)
+        return 0;
+    text[size] = '\0';
+    const char *after_name = strrchr(text, ')'); /* a name may hold anything */
+    int parent = 0;
+    return after_name && sscanf(after_name, ") %*c %d", &parent) == 1 ? parent : 0;
+}
+
+static size_t list_processes(struct process **all)
+{
+    size_t count = 0, room = 0;
+    DIR *proc = opendir("/proc");
+    *all = NULL;
+    for (struct dirent *entry; proc && (entry = readdir(proc));) {
+        pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+        int directory = pid > 0 ? openat(dirfd(proc), entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+        if (directory < 0)
+            continue;
+        if (count == room) {
+            room = room ? 2 * room : 256;
+            struct process *more = realloc(*all, room * sizeof **all);
+            if (!more)
+                _exit(125); /* the runner notices, and the agent kills what is left */
+            *all = more;
+        }
+        (*all)[count++] = (struct process){pid, parent_of(directory), false};
+        close(directory);
+    }
+    if (proc)
+        closedir(proc);
+    return count;
+}
+
+static void mark_descendants(struct process *all, size_t count)
+{
+    bool changed = true;
+    while (changed) {
+        changed = false;
+        for (size_t i = 0; i < count; i++) {
+            bool ours = all[i].parent == getpid();
+            for (size_t j = 0; j < count && !ours; j++)
+                ours = all[j].ours && all[j].pid == all[i].parent;
+            changed |= ours && !all[i].ours;
+            all[i].ours = ours;
+        }
+    }
+}
+
+/* Signals through the /proc directory, after a second look: the number cannot have become somebody else's in between. */
+static void signal_process(const struct process *process, int signal)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/%d", (int)process->pid);
+    int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0)
+        return;
+    pid_t parent = parent_of(directory);
+    if (parent == process->parent || parent == getpid())
+        syscall(SYS_pidfd_send_signal, directory, signal, NULL, 0);
+    close(directory);
+}
+
+void reaper_signal_descendants(int signal)
+{
+    struct process *all;
+    size_t count = list_processes(&all);
+    mark_descendants(all, count);
+    for (size_t i = 0; i < count; i++)
+        if (all[i].ours)
+            signal_process(&all[i], signal);
+    free(all);
+}

@@ -1,0 +1,97 @@
+/* The job's private TMPDIR: made for its user under the agent's work directory, removed when the tree is gone.
+ * Knows directories; follows no link: what a job left there cannot lead anywhere else. */
+#include "agent/runner.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define MAX_DEPTH 256 /* directories are held open on the way down */
+
+static bool lies_under(const char *path, const char *root)
+{
+    size_t length = strlen(root);
+    while (length > 0 && root[length - 1] == '/')
+        length--;
+    return strncmp(path, root, length) == 0 && (path[length] == '/' || path[length] == '\0');
+}
+
+static bool is_shared_directory(const struct spec *spec, const char *path)
+{
+    struct stat st;
+    bool shared = false;
+    for (size_t i = 0; i < spec->root_count; i++)
+        shared |= lies_under(path, spec->roots[i]);
+    return shared && path[0] == '/' && stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static bool set_variables(struct spec *spec, const char *path)
+{
+    static const char *const names[] = {"TMPDIR", "TMP", "TEMP"};
+    for (int i = 0; i < 3; i++) {
+        char *assignment;
+        if (i > 0 && !spec_env(spec, names[i]))
+            continue;
+        if (asprintf(&assignment, "%s=%s", names[i], path) < 0)
+            return false;
+        spec_set_env(spec, assignment);
+    }
+    return true;
+}
+
+const char *scratch_make(struct spec *spec)
+{
+    const char *own = spec_env(spec, "TMPDIR");
+    char *path;
+    if (spec->work[0] == '\0' || (own && is_shared_directory(spec, own)))
+        return "";
+    if (asprintf(&path, "%s/%d-%.8s", spec->work, (int)getpid(), spec->job) < 0 || mkdir(path, 0700) != 0)
+        return NULL;
+    if ((spec->become && lchown(path, spec->uid, spec->gid) != 0) || !set_variables(spec, path)) {
+        rmdir(path);
+        return NULL;
+    }
+    return path;
+}
+
+/* Empties the directory and closes it. */
+static void empty_directory(int fd, int depth)
+{
+    DIR *directory = fdopendir(fd);
+    if (!directory) {
+        close(fd);
+        return;
+    }
+    fchmod(fd, 0700);
+    for (struct dirent *entry; (entry = readdir(directory));) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 || unlinkat(fd, entry->d_name, 0) == 0)
+            continue;
+        if (fchmodat(fd, entry->d_name, 0700, AT_SYMLINK_NOFOLLOW) != 0) /* it may have been made unreadable */
+            continue;
+        int inner = openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (inner >= 0 && depth < MAX_DEPTH)
+            empty_directory(inner, depth + 1);
+        else if (inner >= 0)
+            close(inner);
+        unlinkat(fd, entry->d_name, AT_REMOVEDIR);
+    }
+    closedir(directory);
+}
+
+void scratch_remove(const struct spec *spec, const char *path)
+{
+    if (path[0] == '\0' || rmdir(path) == 0)
+        return;
+    if (identity_assume(spec)) {
+        int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd >= 0)
+            empty_directory(fd, 0);
+    }
+    identity_drop(spec);
+    rmdir(path);
+}

@@ -1,0 +1,466 @@
+"""The agent's side of the protocol, without I/O: registration, lease, attempts, drain, results kept until acknowledged.
+
+`Session.handle(event, now)` takes what happened and returns what to do. It knows PROTOCOL.md and what an attempt goes through;
+it does not know sockets, processes, users or files. `now` is seconds on a clock that never goes back and counts suspend.
+
+An attempt is here in one of two forms: running (a runner holds it), then kept (its RESULT waits for ACK). The lease runs from the
+moment a HEARTBEAT was sent that a LEASE answers; when it is over, whatever runs is killed, since others may now be allowed to run
+it again. Runner streams carry the numbers of runner.h: 0 stdin, 1 stdout, 2 stderr.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from dwrap.protocol import messages
+from dwrap.protocol.messages import Fields, ProtocolError, Value
+
+ORPHAN_SECONDS: Final = 300.0
+RESEND_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 3.0
+STREAMS: Final = {b"stdin": 0, b"stdout": 1, b"stderr": 2}
+STREAM_NAMES: Final = ("stdin", "stdout", "stderr")
+
+Key = tuple[str, int]
+"""An attempt: (job, number)."""
+
+
+class Kind(IntEnum):
+    """What a packet between agent and runner is (runner.h)."""
+
+    INPUT = 1
+    CREDIT = 2
+    CLOSE = 3
+    SIGNAL = 4
+    KILL = 5
+    OUTPUT = 6
+    REJECTED = 7
+    ENDED = 8
+
+
+# ---- events
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A new connection to the distributor is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """It is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message from the distributor."""
+
+    verb: str
+    fields: Fields
+    bodies: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSaid:
+    """A packet from the runner of an attempt."""
+
+    key: Key
+    kind: int
+    stream: int
+    number: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerEnded:
+    """A runner's socket is closed. When it had not said how its job ended, the job is lost."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A second has passed. `load`: HEARTBEAT's fields on this machine's load."""
+
+    load: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """The operator wants the agent to finish and leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The operator wants the agent to end now, and its jobs with it."""
+
+
+Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | DrainAsked | StopAsked
+
+# ---- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message for the distributor."""
+
+    frames: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a runner. `fields` are the distributor's word; `claims` (a fields frame), `argv` and `env` the submitter's."""
+
+    key: Key
+    fields: Fields
+    claims: bytes
+    argv: bytes
+    env: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A packet for a runner."""
+
+    key: Key
+    kind: Kind
+    stream: int = 0
+    number: int = 0
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line for the log."""
+
+    event: str
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The distributor took this agent in, for the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """End the process. `reason` is empty when all is well."""
+
+    status: int
+    reason: str = ""
+
+
+Action = Send | Start | Tell | Log | Ready | Quit
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What REGISTER says of this agent. Required fields are in PROTOCOL.md; `extra` are the optional ones."""
+
+    name: str
+    slots: int
+    roots: tuple[str, ...]
+    serves: str
+    extra: tuple[tuple[str, Value], ...] = ()
+
+
+@dataclass(slots=True)
+class _Running:
+    lost: str = ""  # why its status, when it comes, is not the command's own
+
+
+@dataclass(slots=True)
+class _Kept:
+    frames: tuple[bytes, ...]
+    made: float
+    sent: float
+
+
+@dataclass(slots=True)
+class Session:
+    """One agent towards one distributor."""
+
+    registration: Registration
+    epoch: bytes = b""
+    token: bytes = b""
+    connected: bool = False
+    welcomed: bool = False
+    draining: bool = False
+    lease_until: float = 0.0
+    unexpected: int = 0
+    _ever_welcomed: bool = False
+    _registered_at: float = 0.0
+    _quit_at: float | None = None
+    _running: dict[Key, _Running] = field(default_factory=dict)
+    _attempt: dict[str, Key] = field(default_factory=dict)
+    _kept: dict[Key, _Kept] = field(default_factory=dict)
+    _heartbeats: deque[float] = field(default_factory=deque)
+
+    @property
+    def running(self) -> tuple[Key, ...]:
+        """The attempts that a runner holds."""
+        return tuple(self._running)
+
+    @property
+    def kept(self) -> tuple[Key, ...]:
+        """The attempts whose RESULT has not been acknowledged."""
+        return tuple(self._kept)
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about an event. Messages that break the protocol are counted and dropped."""
+        match event:
+            case RunnerSaid():
+                return self._runner_said(event, now)
+            case Received():
+                return self._received(event, now)
+            case Tick():
+                return self._tick(event, now)
+            case Connected():
+                self.connected = True
+                return [self._register(now)]
+            case Disconnected():
+                self.connected = self.welcomed = False
+                self._heartbeats.clear()
+                return [Log("disconnected", (("running", len(self._running)),))]
+            case RunnerEnded():
+                return self._runner_ended(event.key, now)
+            case DrainAsked():
+                return self._drain()
+            case StopAsked():
+                self._quit_at = now + STOP_SECONDS
+                return [*self._drain(), *self._kill_all("the agent was stopped")]
+
+    # ---- the distributor
+
+    def _register(self, now: float) -> Send:
+        self._registered_at = now
+        known = self.registration
+        pairs: list[tuple[str, Value]] = [("version", messages.VERSION), ("name", known.name), ("slots", known.slots)]
+        pairs += [("root", root) for root in known.roots]
+        pairs += [("serves", known.serves), *known.extra]
+        pairs += [("running", f"{job}:{attempt}") for job, attempt in self._running]
+        if self.draining:
+            pairs.append(("draining", 1))
+        return _send("REGISTER", pairs)
+
+    def _received(self, event: Received, now: float) -> list[Action]:
+        handler = _HANDLERS.get(event.verb)
+        if handler is None:
+            self.unexpected += 1
+            return []
+        try:
+            return handler(self, event, now)
+        except ProtocolError as error:
+            self.unexpected += 1
+            return [Log("malformed", (("verb", event.verb), ("cause", str(error))))]
+
+    def _welcome(self, event: Received, now: float) -> list[Action]:
+        self.epoch, self.token = event.fields.need("epoch"), event.fields.need("token")
+        self.lease_until = self._registered_at + event.fields.number("lease_ms") / 1000
+        self.welcomed = True
+        self._heartbeats.clear()
+        actions: list[Action] = [Log("welcomed", (("epoch", self.epoch.decode(errors="replace")),))]
+        if not self._ever_welcomed:
+            self._ever_welcomed = True
+            actions.append(Ready())
+        actions.append(self._heartbeat((), now))  # echoes the token: only then may work come
+        for kept in self._kept.values():
+            kept.sent = now
+            actions.append(Send(kept.frames))
+        return actions
+
+    def _lease(self, event: Received, now: float) -> list[Action]:
+        if event.fields.need("epoch") != self.epoch or not self._heartbeats:
+            self.unexpected += 1
+            return []
+        self.lease_until = max(self.lease_until, self._heartbeats.popleft() + event.fields.number("lease_ms") / 1000)
+        return []
+
+    def _assign(self, event: Received, now: float) -> list[Action]:
+        key = (event.fields.name("job"), event.fields.number("attempt"))
+        if key in self._running or key in self._kept:
+            return []
+        reason = self._why_not(event, key)
+        if reason:
+            return [_send("REJECT", [("job", key[0]), ("attempt", key[1]), ("reason", reason)])]
+        self._running[key] = _Running()
+        self._attempt[key[0]] = key
+        claims, argv, env = event.bodies
+        return [Start(key, event.fields, claims, argv, env)]
+
+    def _why_not(self, event: Received, key: Key) -> str:
+        if event.fields.need("epoch") != self.epoch:
+            return "the assignment is of another epoch"
+        if len(event.bodies) != 3:
+            return "the assignment lacks its command"
+        if self.draining:
+            return "the agent is leaving"
+        if key[0] in self._attempt:
+            return "an earlier attempt still lives here"
+        if len(self._running) >= self.registration.slots:
+            return "no slot is free"
+        return ""
+
+    def _to_runner(self, event: Received, kind: Kind) -> Tell | None:
+        key = self._attempt.get(event.fields.name("job"))
+        if key is None:  # it has just ended: the message crossed its RESULT
+            return None
+        stream = STREAMS.get(event.fields.get("stream") or b"stdin")
+        if stream is None:
+            raise ProtocolError("field stream names no stream")
+        return Tell(key, kind, stream)
+
+    def _input(self, event: Received, now: float) -> list[Action]:
+        tell = self._to_runner(event, Kind.INPUT)
+        if tell is None:
+            return []
+        offset, data = event.fields.number("offset"), event.bodies[0] if event.bodies else b""
+        if len(data) > messages.MAX_DATA_BYTES:
+            raise ProtocolError("data is too large")
+        actions: list[Action] = [Tell(tell.key, Kind.INPUT, 0, offset, data)] if data else []
+        if event.fields.flag("eof"):
+            actions.append(Tell(tell.key, Kind.INPUT, 0, offset + len(data)))
+        return actions
+
+    def _credit(self, event: Received, now: float) -> list[Action]:
+        tell = self._to_runner(event, Kind.CREDIT)
+        return [Tell(tell.key, tell.kind, tell.stream, event.fields.number("limit"))] if tell else []
+
+    def _close(self, event: Received, now: float) -> list[Action]:
+        tell = self._to_runner(event, Kind.CLOSE)
+        return [tell] if tell else []
+
+    def _signal(self, event: Received, now: float) -> list[Action]:
+        tell = self._to_runner(event, Kind.SIGNAL)
+        return [Tell(tell.key, tell.kind, 0, event.fields.number("signal"))] if tell else []
+
+    def _kill(self, event: Received, now: float) -> list[Action]:
+        key = (event.fields.name("job"), event.fields.number("attempt"))
+        if key in self._running:
+            return [Tell(key, Kind.KILL)]
+        kept = self._kept.get(key)
+        return [Send(kept.frames)] if kept else []
+
+    def _ack(self, event: Received, now: float) -> list[Action]:
+        self._kept.pop((event.fields.name("job"), event.fields.number("attempt")), None)
+        return self._leave_when_idle(now)
+
+    def _drain_asked(self, event: Received, now: float) -> list[Action]:
+        return [*self._drain(), *self._leave_when_idle(now)]
+
+    def _refused(self, event: Received, now: float) -> list[Action]:
+        reason = messages.one_line(event.fields.text("reason", "no reason given"))
+        if self._ever_welcomed and now < self.lease_until:  # the distributor may not have noticed yet that we were away
+            self.welcomed = False
+            return [Log("refused", (("reason", reason),))]
+        return [*self._kill_all("the distributor refused this agent"), Quit(1, f"the distributor refused this agent: {reason}")]
+
+    # ---- runners
+
+    def _runner_said(self, event: RunnerSaid, now: float) -> list[Action]:
+        state = self._running.get(event.key)
+        if state is None:
+            return []
+        job, attempt = event.key
+        who: list[tuple[str, Value]] = [("job", job), ("attempt", attempt)]
+        if event.kind == Kind.OUTPUT:
+            pairs = [*who, ("stream", STREAM_NAMES[event.stream]), ("offset", event.number)]
+            return [_send("OUTPUT", pairs, event.payload)] if self.welcomed else []
+        if event.kind == Kind.CREDIT:
+            return [_send("CREDIT", [*who, ("stream", "stdin"), ("limit", event.number)])]
+        if event.kind == Kind.REJECTED and not state.lost:
+            self._forget(event.key)
+            reason = messages.one_line(event.payload.decode(errors="replace"))
+            return [_send("REJECT", [*who, ("reason", reason)]), Log("rejected", (("job", job), ("reason", reason)))]
+        outcome = event.payload if event.kind == Kind.ENDED and not state.lost else _infrastructure(state.lost)
+        return self._settle(event.key, outcome, now)
+
+    def _runner_ended(self, key: Key, now: float) -> list[Action]:
+        state = self._running.get(key)
+        if state is None:
+            return []
+        log = Log("runner_lost", (("job", key[0]), ("attempt", key[1])))
+        return [log, *self._settle(key, _infrastructure(state.lost or "the runner of the job died"), now)]
+
+    def _settle(self, key: Key, outcome: bytes, now: float) -> list[Action]:
+        self._forget(key)
+        fields = messages.encode_fields([("job", key[0]), ("attempt", key[1])]) + outcome
+        self._kept[key] = _Kept((b"RESULT", fields), now, now)
+        return [Send(self._kept[key].frames)] if self.welcomed else []
+
+    def _forget(self, key: Key) -> None:
+        del self._running[key]
+        del self._attempt[key[0]]
+
+    def _kill_all(self, why: str) -> list[Action]:
+        for state in self._running.values():
+            state.lost = state.lost or why
+        return [Tell(key, Kind.KILL) for key in self._running]
+
+    # ---- time
+
+    def _heartbeat(self, load: tuple[tuple[str, int], ...], now: float) -> Send:
+        self._heartbeats.append(now)
+        return _send("HEARTBEAT", [("token", self.token), *load])
+
+    def _tick(self, event: Tick, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if self.welcomed:
+            actions.append(self._heartbeat(event.load, now))
+            actions += self._send_again(now)
+        elif self.connected and now - self._registered_at >= 1:
+            actions.append(self._register(now))
+        if self._running and now >= self.lease_until:
+            actions.append(Log("lease_over", (("running", len(self._running)),)))
+            actions += self._kill_all("the agent's lease was over: it had not heard from the distributor")
+        for key in [key for key, kept in self._kept.items() if now - kept.made > ORPHAN_SECONDS]:
+            del self._kept[key]
+            actions.append(Log("result_dropped", (("job", key[0]), ("attempt", key[1]))))
+        return [*actions, *self._leave_when_idle(now)]
+
+    def _send_again(self, now: float) -> list[Action]:
+        late = [kept for kept in self._kept.values() if now - kept.sent >= RESEND_SECONDS]
+        for kept in late:
+            kept.sent = now
+        return [Send(kept.frames) for kept in late]
+
+    def _drain(self) -> list[Action]:
+        if self.draining:
+            return []
+        self.draining = True
+        leaving = [_send("LEAVING")] if self.welcomed else []
+        return [*leaving, Log("draining", (("running", len(self._running)),))]
+
+    def _leave_when_idle(self, now: float) -> list[Action]:
+        if self._quit_at is not None and now >= self._quit_at:
+            return [Quit(0)]
+        if self.draining and not self._running and not self._kept:
+            return [Quit(0)]
+        return []
+
+
+def _send(verb: str, pairs: list[tuple[str, Value]] | None = None, *bodies: bytes) -> Send:
+    return Send(tuple(messages.encode(verb, pairs or (), *bodies)))
+
+
+def _infrastructure(reason: str) -> bytes:
+    return messages.encode_fields([("error", "infrastructure"), ("reason", reason)])
+
+
+_HANDLERS: Final[dict[str, Callable[[Session, Received, float], list[Action]]]] = {
+    "WELCOME": Session._welcome,
+    "LEASE": Session._lease,
+    "ASSIGN": Session._assign,
+    "INPUT": Session._input,
+    "CREDIT": Session._credit,
+    "CLOSE": Session._close,
+    "SIGNAL": Session._signal,
+    "KILL": Session._kill,
+    "ACK": Session._ack,
+    "DRAIN": Session._drain_asked,
+    "REFUSED": Session._refused,
+}

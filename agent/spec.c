@@ -1,0 +1,179 @@
+/* Reads the job's spec from the agent's memfd. Knows its form and the claims a submitter may make; decides nothing:
+ * what the agent says and what the submitter says are kept apart, and only the agent's fields can name an identity. */
+#include "agent/runner.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+struct setter {
+    const char *key;
+    void (*set)(struct spec *, char *);
+};
+
+static void set_job(struct spec *s, char *v) { s->job = v; }
+static void set_cwd(struct spec *s, char *v) { s->cwd = v; }
+static void set_work(struct spec *s, char *v) { s->work = v; }
+static void set_uid(struct spec *s, char *v) { s->uid = (uid_t)strtoul(v, NULL, 10); s->become = true; }
+static void set_gid(struct spec *s, char *v) { s->gid = (gid_t)strtoul(v, NULL, 10); }
+static void add_group(struct spec *s, char *v) { s->groups[s->group_count++] = (gid_t)strtoul(v, NULL, 10); }
+static void add_root(struct spec *s, char *v) { s->roots[s->root_count++] = v; }
+static void add_path(struct spec *s, char *v) { s->paths[s->path_count++] = v; }
+static void set_tree(struct spec *s, char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
+static void set_flush(struct spec *s, char *v) { s->flush_always = strcmp(v, "always") == 0; }
+
+static void set_umask(struct spec *s, char *v) { s->umask = (int)(strtoul(v, NULL, 8) & 0777); }
+static void set_nice(struct spec *s, char *v) { s->nice = (int)strtol(v, NULL, 10); s->has_nice = true; }
+static void set_seekable(struct spec *s, char *v) { s->seekable = strcmp(v, "1") == 0; }
+static void set_rows(struct spec *s, char *v) { s->rows = (unsigned short)strtoul(v, NULL, 10); }
+static void set_columns(struct spec *s, char *v) { s->columns = (unsigned short)strtoul(v, NULL, 10); }
+
+static void add_ignored(struct spec *s, char *v)
+{
+    unsigned long number = strtoul(v, NULL, 10);
+    if (number >= 1 && number <= 63)
+        s->ignored |= UINT64_C(1) << number;
+}
+
+static enum stdio_kind stdio_kind(const char *word)
+{
+    static const char *const words[] = {"null", "closed", "stream", "tty", "stdout"};
+    for (int i = 0; i < 5; i++)
+        if (strcmp(word, words[i]) == 0)
+            return (enum stdio_kind)i;
+    return STDIO_NULL;
+}
+
+static void set_stdin(struct spec *s, char *v) { s->stdio[0] = stdio_kind(v); }
+static void set_stdout(struct spec *s, char *v) { s->stdio[1] = stdio_kind(v); }
+static void set_stderr(struct spec *s, char *v) { s->stdio[2] = stdio_kind(v); }
+
+static rlim_t limit_value(const char *text)
+{
+    return strncmp(text, "unlimited", 9) == 0 ? RLIM_INFINITY : (rlim_t)strtoull(text, NULL, 10);
+}
+
+static void add_limit(struct spec *s, char *v)
+{
+    static const struct { const char *name; int resource; } known[] = {
+        {"cpu", RLIMIT_CPU}, {"fsize", RLIMIT_FSIZE}, {"data", RLIMIT_DATA}, {"stack", RLIMIT_STACK},
+        {"core", RLIMIT_CORE}, {"rss", RLIMIT_RSS}, {"nproc", RLIMIT_NPROC}, {"nofile", RLIMIT_NOFILE},
+        {"memlock", RLIMIT_MEMLOCK}, {"as", RLIMIT_AS}, {"locks", RLIMIT_LOCKS}, {"sigpending", RLIMIT_SIGPENDING},
+        {"msgqueue", RLIMIT_MSGQUEUE}, {"nice", RLIMIT_NICE}, {"rtprio", RLIMIT_RTPRIO}, {"rttime", RLIMIT_RTTIME}};
+    char *soft = strchr(v, ':');
+    char *hard = soft ? strchr(soft + 1, ':') : NULL;
+    if (!hard || s->limit_count == RLIM_NLIMITS)
+        return;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strlen(known[i].name) == (size_t)(soft - v) && strncmp(known[i].name, v, (size_t)(soft - v)) == 0)
+            s->limits[s->limit_count++] = (struct limit){known[i].resource, {limit_value(soft + 1), limit_value(hard + 1)}};
+}
+
+static const struct setter agents_word[] = {
+    {"job", set_job}, {"cwd", set_cwd}, {"work", set_work}, {"uid", set_uid}, {"gid", set_gid}, {"group", add_group},
+    {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"flush", set_flush}, {NULL, NULL}};
+
+static const struct setter claims[] = {
+    {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},
+    {"seekable", set_seekable}, {"stdout", set_stdout}, {"stderr", set_stderr}, {"rows", set_rows}, {"columns", set_columns},
+    {NULL, NULL}};
+
+static size_t count_strings(const char *section, size_t size)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < size; i++)
+        count += section[i] == '\0';
+    return count;
+}
+
+static void read_fields(struct spec *spec, const struct setter *setters, char *section, size_t size)
+{
+    for (char *field = section; field < section + size; field += strlen(field) + 1) {
+        char *equals = strchr(field, '=');
+        for (const struct setter *s = setters; equals && s->key; s++)
+            if (strlen(s->key) == (size_t)(equals - field) && strncmp(s->key, field, (size_t)(equals - field)) == 0)
+                s->set(spec, equals + 1);
+    }
+}
+
+static char **read_strings(char *section, size_t size, size_t room, size_t *count)
+{
+    char **all = calloc(count_strings(section, size) + room + 1, sizeof *all);
+    *count = 0;
+    for (char *string = section; all && string < section + size; string += strlen(string) + 1)
+        all[(*count)++] = string;
+    return all;
+}
+
+static bool make_room(struct spec *spec, const char *section, size_t size)
+{
+    size_t count = count_strings(section, size) + 1;
+    spec->groups = calloc(count, sizeof *spec->groups);
+    spec->roots = calloc(count, sizeof *spec->roots);
+    spec->paths = calloc(count, sizeof *spec->paths);
+    return spec->groups && spec->roots && spec->paths;
+}
+
+/* Maps the memfd and cuts it into its four sections; every section is empty or ends in NUL. */
+static const char *cut(int fd, char *section[4], size_t size[4])
+{
+    struct stat st;
+    uint32_t lengths[4];
+    if (fstat(fd, &st) != 0 || (size_t)st.st_size < sizeof lengths)
+        return "the spec is too short";
+    char *all = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    if (all == MAP_FAILED)
+        return "the spec cannot be mapped";
+    memcpy(lengths, all, sizeof lengths);
+    size_t at = sizeof lengths;
+    for (int i = 0; i < 4; i++) {
+        if (lengths[i] > (size_t)st.st_size - at || (lengths[i] > 0 && all[at + lengths[i] - 1] != '\0'))
+            return "the spec is cut wrong";
+        section[i] = all + at;
+        size[i] = lengths[i];
+        at += lengths[i];
+    }
+    return NULL;
+}
+
+const char *spec_read(struct spec *spec, int fd)
+{
+    char *section[4];
+    size_t size[4], argc;
+    *spec = (struct spec){.job = "", .cwd = "/", .work = "", .umask = -1, .stdio = {STDIO_NULL, STDIO_STREAM, STDIO_STREAM}};
+    const char *wrong = cut(fd, section, size);
+    if (wrong)
+        return wrong;
+    if (!make_room(spec, section[0], size[0]))
+        return "no memory for the spec";
+    read_fields(spec, agents_word, section[0], size[0]);
+    read_fields(spec, claims, section[1], size[1]);
+    spec->argv = read_strings(section[2], size[2], 0, &argc);
+    spec->envp = read_strings(section[3], size[3], SPEC_ENV_ROOM, &spec->env_count);
+    if (!spec->argv || !spec->envp)
+        return "no memory for the spec";
+    return argc == 0 ? "the command is empty" : NULL;
+}
+
+static size_t find_env(const struct spec *spec, const char *name, size_t length)
+{
+    size_t i = 0;
+    while (i < spec->env_count && !(strncmp(spec->envp[i], name, length) == 0 && spec->envp[i][length] == '='))
+        i++;
+    return i;
+}
+
+const char *spec_env(const struct spec *spec, const char *name)
+{
+    size_t length = strlen(name), i = find_env(spec, name, length);
+    return i < spec->env_count ? spec->envp[i] + length + 1 : NULL;
+}
+
+void spec_set_env(struct spec *spec, char *assignment)
+{
+    size_t i = find_env(spec, assignment, (size_t)(strchr(assignment, '=') - assignment));
+    spec->envp[i] = assignment;
+    if (i == spec->env_count)
+        spec->env_count++;
+}
