@@ -6,6 +6,7 @@ Knows processes, descriptors and the spec's form. Does not know the network, lea
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
 
 PROGRAM: Final = "dwrap-runner"
+log = logging.getLogger("dwrap.agent")
 _HEAD: Final = struct.Struct("=IIQ")
 _LENGTHS: Final = struct.Struct("=4I")
 _ROOM: Final = _HEAD.size + messages.MAX_DATA_BYTES + 1
@@ -102,8 +104,8 @@ class Runner:
                 packet = self._socket.recv(_ROOM)
             except BlockingIOError:
                 return said
-            except OSError:
-                packet = b""
+            except ConnectionResetError:  # it ended with packets of ours unread; what it had said is still to come
+                continue
             if len(packet) < _HEAD.size:
                 said.append(RunnerEnded(self.key))
                 return said
@@ -171,11 +173,14 @@ class Runners:
     def reap(self) -> None:
         """Collects runners that have ended, and kills what a dead runner left to this process as the nearest subreaper."""
         for pid in tuple(self._unreaped):
-            found, _, usage = os.wait4(pid, os.WNOHANG)
+            found, status, usage = os.wait4(pid, os.WNOHANG)
             if found:
                 self._unreaped.discard(pid)
                 self.ended_cpu_seconds += usage.ru_utime + usage.ru_stime
+                if status:
+                    log.warning("runner %d ended with wait status %d", pid, status)
         for orphan in set(_children()) - self._unreaped:
+            log.warning("process %d was left by a runner and is killed", orphan)
             os.kill(orphan, signal.SIGKILL)
             os.waitpid(orphan, os.WNOHANG)
 
