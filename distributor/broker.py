@@ -183,7 +183,12 @@ class Broker:
 
     def _meet(self, head: zmq.Frame) -> Connection | None:
         """The first message of a connection: who is it? None when it has gone already, or may not stay."""
-        fd, rid = int(head.get(zmq.SRCFD)), head.bytes
+        rid = head.bytes
+        try:
+            fd = int(head.get(zmq.SRCFD))
+        except zmq.ZMQError:  # a message without properties: its sender speaks ZMTP 1 or 2, or something else altogether
+            self._reports.unexpected("no_zmtp_3")
+            return None
         if not self._links.is_open(fd):
             return None
         who = identity.of_unix_peer(_property(head, "Peer-Address")) or identity.of_tcp_peer(fd)
@@ -191,7 +196,7 @@ class Broker:
         self._lost(mistaken)
         refusal = ""
         if _property(head, "Socket-Type") != "DEALER":
-            refusal = "only DEALER sockets that speak ZMTP 3 are served"
+            refusal = "only DEALER sockets are served"
         elif not rid.startswith(b"\0"):
             refusal = "the peer chose a routing id; leave it to the distributor"
         elif who.uid is None and not (self._insecure and who.why):

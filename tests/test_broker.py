@@ -1,0 +1,329 @@
+"""The broker over real sockets: what is forwarded, who is believed, who is refused, and what it tells of itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from dwrap.distributor.broker import Broker
+from dwrap.distributor.reports import Reports
+from dwrap.distributor.scheduler import Scheduler
+from dwrap.protocol.messages import Fields, decode_fields, encode
+
+DEADLINE_MS = 5_000
+JOBS = (f"job{number}" for number in itertools.count())
+
+
+class Peer:
+    """A DEALER that checks what it is told."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.linger = 0
+        for name, value in options.items():
+            setattr(self.socket, name, value)
+        self.socket.connect(address)
+
+    def say(self, verb: str, *bodies: bytes, **fields: Any) -> None:
+        pairs = [(key, one) for key, value in fields.items() for one in (value if isinstance(value, list) else [value])]
+        self.socket.send_multipart(encode(verb, pairs, *bodies))
+
+    def frames(self) -> list[bytes]:
+        assert self.socket.poll(DEADLINE_MS), "nothing was heard in time"
+        return self.socket.recv_multipart()
+
+    def hear(self, verb: str) -> Fields:
+        frames = self.frames()
+        assert frames[0].decode() == verb, frames
+        return decode_fields(frames[1])
+
+    def ask(self, **fields: Any) -> Any:
+        self.say("QUERY", id="7", **fields)
+        frames = self.frames()
+        assert frames[0] == b"REPLY", frames
+        return json.loads(frames[2])
+
+    def has_nothing(self, other: Peer) -> bool:
+        """Whether nothing has come by the time a question of the other's is answered."""
+        other.ask(what="agents")
+        return not self.socket.poll(0)
+
+    def close(self) -> None:
+        self.socket.close(0)
+
+
+class House:
+    """A broker in a thread, and peers that are closed in the end."""
+
+    def __init__(self, endpoints: list[str]) -> None:
+        self.scheduler = Scheduler(lambda: os.urandom(8).hex())
+        self.reports = Reports(self.scheduler, 42)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.broker = Broker(self.context, endpoints, self.scheduler, self.reports, lambda: os.urandom(8).hex())
+        self.thread = threading.Thread(target=self.broker.run)
+        self.thread.start()
+        self.peers: list[Peer] = []
+
+    def peer(self, address: str = "", **options: Any) -> Peer:
+        self.peers.append(Peer(address or self.broker.addresses[0], **options))
+        return self.peers[-1]
+
+    def agent(self, name: str = "a1", address: str = "", **more: Any) -> Peer:
+        peer = self.peer(address)
+        serves = "any" if os.getuid() == 0 else os.getuid()
+        peer.say("REGISTER", **{"version": 1, "name": name, "slots": 2, "root": "/", "serves": serves, "allow_root": 1, **more})
+        token = peer.hear("WELCOME").text("token")
+        peer.say("HEARTBEAT", token=token)
+        assert peer.hear("LEASE").number("lease_ms") == 10_000
+        return peer
+
+    def offered(self, address: str = "", **more: Any) -> tuple[Peer, str, str]:
+        peer, job = self.peer(address), next(JOBS)
+        peer.say("SUBMIT", **{"version": 1, "job": job, "cwd": "/srv", "command": "cc", "build": "b", **more})
+        return peer, job, peer.hear("OFFER").text("stamp")
+
+    def running(self, agent: Peer) -> tuple[Peer, str]:
+        peer, job, stamp = self.offered()
+        peer.say("GO", b"cc\0", b"", job=job, stamp=stamp)
+        assert agent.hear("ASSIGN").text("job") == job
+        return peer, job
+
+    def metrics(self) -> str:
+        text: bytes = self.broker.ask(self.reports.metrics_text)
+        return text.decode()
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        self.broker.stop()
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+        self.broker.close()
+        self.context.destroy(0)
+
+
+@pytest.fixture
+def house(short_dir: Path) -> Iterator[House]:
+    made = House([f"ipc://{short_dir}/d", "tcp://127.0.0.1:0"])
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("carrier", [0, 1])
+def test_a_job_goes_all_the_way(house: House, carrier: int) -> None:
+    address = house.broker.addresses[carrier]
+    agent = house.agent(address=address)
+    peer, job, stamp = house.offered(address, path=["/usr/include", b"/odd/\xff\xfe"])
+    peer.say("GO", b"cc\0-c\0\xff\0", b"A=\xfe\0", job=job, stamp=stamp, umask="022", unknown="kept")
+    verb, ours, theirs, argv, env = agent.frames()
+    own = decode_fields(ours)
+    assert (verb, own.text("job"), own.number("attempt"), own.number("uid"), own.number("epoch")) == (b"ASSIGN", job, 1, os.getuid(), 42)
+    assert own.all("path") == [b"/usr/include", b"/odd/\xff\xfe"]
+    assert decode_fields(theirs).text("unknown") == "kept"
+    assert (argv, env) == (b"cc\0-c\0\xff\0", b"A=\xfe\0")
+    agent.say("RESULT", job=job, attempt=1, status=256, run_ms=5)
+    result = peer.frames()
+    assert result[0] == b"RESULT"
+    assert decode_fields(result[1]).number("status") == 256
+    assert decode_fields(result[2]).text("agent") == "a1"
+    assert agent.has_nothing(peer), "the agent is to keep the result until its submitter has it"
+    peer.say("ACK", job=job)
+    assert agent.hear("ACK").number("attempt") == 1
+
+
+def test_streams_pass_verbatim_both_ways(house: House) -> None:
+    agent = house.agent()
+    peer, job = house.running(agent)
+    agent.say("OUTPUT", bytes(range(256)), job=job, attempt=1, stream="stdout", offset=0)
+    assert peer.frames() == encode("OUTPUT", [("job", job), ("attempt", 1), ("stream", "stdout"), ("offset", 0)], bytes(range(256)))
+    agent.say("CREDIT", job=job, attempt=1, stream="stdin", limit=4096)
+    assert peer.hear("CREDIT").number("limit") == 4096
+    for verb, bodies in (("INPUT", [b"\0\xff"]), ("CREDIT", []), ("CLOSE", []), ("SIGNAL", [])):
+        peer.say(verb, *bodies, job=job, any="thing")
+        assert agent.frames() == encode(verb, [("job", job), ("any", "thing")], *bodies)
+
+
+def test_only_the_holder_may_speak_of_an_attempt(house: House) -> None:
+    agent, thief = house.agent("a1", slots=1), house.agent("a2", slots=1)
+    peer, job, stamp = house.offered()
+    peer.say("GO", b"cc\0", b"", job=job, stamp=stamp)
+    poller = zmq.Poller()
+    for one in (agent, thief):
+        poller.register(one.socket, zmq.POLLIN)
+    if poller.poll(DEADLINE_MS)[0][0] is thief.socket:
+        agent, thief = thief, agent
+    agent.hear("ASSIGN")
+    thief.say("OUTPUT", b"forged", job=job, attempt=1, stream="stdout", offset=0)
+    thief.say("RESULT", job=job, attempt=1, status=0)
+    thief.hear("ACK")
+    agent.say("OUTPUT", b"stale", job=job, attempt=2, stream="stdout", offset=0)
+    other = house.peer()
+    for verb in ("SIGNAL", "CLOSE", "INPUT"):
+        other.say(verb, job=job)
+    other.say("ACK", job=job)
+    assert agent.has_nothing(other)
+    assert peer.has_nothing(other)
+    assert 'dwrap_unexpected_messages_total{what="stream"} 5.0' in house.metrics()
+
+
+def test_a_stamp_counts_only_on_its_own_connection(house: House) -> None:
+    agent = house.agent()
+    peer, job, stamp = house.offered()
+    thief = house.peer()
+    thief.say("GO", b"evil\0", b"", job=job, stamp=stamp)
+    assert agent.has_nothing(thief)
+    peer.say("GO", b"cc\0", b"", job=job, stamp="guessed")
+    assert agent.has_nothing(thief)
+    peer.say("GO", b"cc\0", b"", job=job, stamp=stamp)
+    assert agent.frames()[3] == b"cc\0"
+
+
+def test_the_end_of_a_submitter_kills_its_job(house: House) -> None:
+    agent = house.agent()
+    peer, job = house.running(agent)
+    peer.close()
+    assert agent.hear("KILL").text("job") == job
+    agent.say("RESULT", job=job, attempt=1, status=9)
+    agent.hear("ACK")
+    assert house.peer().ask(what="why", job=job)["record"]["outcome"] == "cancelled"
+
+
+def test_the_end_of_an_agent_fails_its_jobs_at_once(house: House) -> None:
+    agent = house.agent()
+    peer, _ = house.running(agent)
+    agent.close()
+    failed = peer.hear("FAILED")
+    assert failed.number("safe") == 0
+    assert "a1 was lost" in failed.text("reason")
+
+
+def test_a_rejected_job_is_offered_again(house: House) -> None:
+    first = house.agent("a1")
+    peer, job = house.running(first)
+    second = house.agent("a2")
+    first.say("REJECT", job=job, attempt=1, reason="no such user")
+    peer.say("GO", b"cc\0", b"", job=job, stamp=peer.hear("OFFER").text("stamp"))
+    assert second.hear("ASSIGN").number("attempt") == 2
+
+
+def test_a_rule_answers_here(house: House) -> None:
+    house.agent(root="/srv/shared")
+    peer = house.peer()
+    peer.say("SUBMIT", version=1, job="j-here", cwd="/tmp/x", command="cc", build="b")
+    assert "/tmp/x" in peer.hear("HERE").text("reason")
+    assert peer.ask(what="why", job="j-here")["record"]["where"] == "here"
+    peer.say("SUBMIT", version=1, job="j2", cwd="/srv/shared/x", command="cc", build="b", explain=1)
+    assert peer.hear("EXPLAINED").text("where") == "agent"
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields", "why"),
+    [
+        ("SUBMIT", {"version": 1, "job": "x", "cwd": "relative", "command": "c", "build": "b"}, "cwd"),
+        ("SUBMIT", {"job": "x", "cwd": "/", "command": "c", "build": "b"}, "version"),
+        ("SUBMIT", {"version": 1, "job": "a/b", "cwd": "/", "command": "c", "build": "b"}, "job"),
+        ("SUBMIT", {"version": 1, "job": "x", "cwd": "/", "command": "c", "build": "b", "priority": 9}, "priority"),
+        ("REGISTER", {"version": 1, "name": "n", "slots": 0, "root": "/", "serves": "any"}, "slots"),
+        ("REGISTER", {"version": 1, "name": "n", "slots": 1, "root": "srv", "serves": "any"}, "root"),
+        ("QUERY", {"what": "everything"}, "what"),
+        ("GO", {"job": "x", "stamp": "y"}, "argv"),
+    ],
+)
+def test_malformed_messages_are_refused_with_a_reason(house: House, verb: str, fields: dict[str, Any], why: str) -> None:
+    peer = house.peer()
+    peer.say(verb, **fields)
+    assert why in peer.hear("REFUSED").text("reason")
+
+
+def test_unknown_verbs_and_fields_are_ignored(house: House) -> None:
+    peer = house.peer()
+    peer.say("NOVELTY", anything=1)
+    assert peer.ask(what="agents", novel="field") == {"agents": []}
+    assert 'what="unknown_verb"} 1.0' in house.metrics()
+
+
+def test_a_second_agent_of_a_live_name_is_refused(house: House) -> None:
+    house.agent("twin")
+    second = house.peer()
+    second.say("REGISTER", version=1, name="twin", slots=1, root="/", serves=os.getuid())
+    assert "--name" in second.hear("REFUSED").text("reason")
+
+
+def test_a_chosen_routing_id_is_refused(house: House) -> None:
+    peer = house.peer(routing_id=b"me")
+    peer.say("QUERY", what="status")
+    assert "routing id" in peer.hear("REFUSED").text("reason")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        b"\x01\x00" + b"\x0b\x00REGISTER\x0a" * 4,  # ZMTP 1.0: an anonymous greeting, then frames
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40\r\n\r\n" + b"\x01\x00" * 20,
+        b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x01\x05\x00\x00" + b"\x00\x05QUERY" * 2,  # ZMTP 2.0, DEALER, no identity
+        os.urandom(64),
+    ],
+)
+def test_strangers_get_nowhere(house: House, prefix: bytes) -> None:
+    before = house.peer().ask(what="status")["totals"]
+    host, port = house.broker.addresses[1].removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(prefix)
+        assert house.peer().ask(what="status")["totals"] == before
+    assert house.peer().ask(what="agents") == {"agents": []}
+
+
+def test_drain_needs_the_token_that_was_told(house: House) -> None:
+    agent, peer = house.agent(), house.peer()
+    first = peer.ask(what="drain", agent="a1")
+    assert list(first) == ["token"]
+    assert list(peer.ask(what="drain", agent="a1", token="wrong")) == ["token"]
+    assert peer.ask(what="drain", agent="a1", token=first["token"]) == {"draining": "a1"}
+    agent.hear("DRAIN")
+    assert house.peer().ask(what="agents")["agents"][0]["is_draining"] is True
+
+
+def test_status_jobs_and_why_tell_the_same_story(house: House) -> None:
+    agent = house.agent()
+    peer, job = house.running(agent)
+    asker = house.peer()
+    status = asker.ask(what="status")
+    assert (status["running"], status["slots"], status["agents"][0]["assigned"], status["epoch"]) == (1, 2, 1, 42)
+    agent.say("RESULT", job=job, attempt=1, status=0, run_ms=12, flush_ms=3, tree="pidns", outputs="coherent")
+    peer.hear("RESULT")
+    (entry,) = asker.ask(what="jobs", build="b")["jobs"]
+    assert {key: entry[key] for key in ("job", "where", "status", "run_ms", "flush_ms", "tree", "outcome", "uid", "attempt")} == {
+        "job": job, "where": "a1", "status": 0, "run_ms": 12, "flush_ms": 3, "tree": "pidns", "outcome": "done",
+        "uid": os.getuid(), "attempt": 1,
+    }  # fmt: skip
+    assert asker.ask(what="jobs", build="other") == {"jobs": []}
+    why = asker.ask(what="why", job="last")
+    assert why["record"] == entry
+    assert why["lines"][0].startswith("cc ran on a1: queued ")
+    assert 'dwrap_jobs_total{outcome="done"} 1.0' in house.metrics()
+
+
+def test_a_thousand_short_connections_leave_nothing_behind(house: House) -> None:
+    for _ in range(1_000):
+        peer = Peer(house.broker.addresses[0])
+        peer.say("QUERY", what="agents")
+        peer.frames()
+        peer.close()
+    wait_until(lambda: house.broker.ask(lambda: len(house.broker._links)) == 0)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Asks again and again, for there is nobody who could tell; each question is a round trip, not a sleep."""
+    for _ in range(10_000):
+        if holds():
+            return
+    raise AssertionError("it never came to hold")
