@@ -12,7 +12,7 @@ int main() {
   for (const char* text : {"unknown", "sin(1, 2)", "nothing(1)"}) {
     try {
       session.answer(text);
-      CHECK_EQUAL("no error", text);
+      CHECK_EQUAL(std::string("no error"), text);
     } catch (const reckon::Error&) {
     }
   }

@@ -10,7 +10,7 @@ int main() {
   CHECK_EQUAL(tokens[7].column, 14u);
   try {
     reckon::tokens_of("1 $ 2");
-    CHECK_EQUAL("no error", "an error");
+    CHECK_EQUAL(std::string("no error"), "an error");
   } catch (const reckon::Error& error) {
     CHECK_EQUAL(error.column(), 2u);
     CHECK_EQUAL(reckon::point_at("1 $ 2", error), "1 $ 2\n  ^ cannot read '$'");

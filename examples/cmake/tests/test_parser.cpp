@@ -13,7 +13,7 @@ int main() {
   CHECK_EQUAL(parse("y = x").target.value_or(""), "y");
   try {
     parse("(1 + 2");
-    CHECK_EQUAL("no error", "an error");
+    CHECK_EQUAL(std::string("no error"), "an error");
   } catch (const Error& error) {
     CHECK_EQUAL(std::string(error.what()), "expected ')', found the end");
   }
