@@ -1,0 +1,129 @@
+"""identity.py: what the kernel says of real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from dwrap.distributor import identity
+
+NOBODY = 65534
+
+
+def connected(family: socket.AddressFamily, host: str) -> tuple[socket.socket, socket.socket]:
+    try:
+        listener = socket.create_server((host, 0), family=family)
+    except OSError as error:
+        pytest.skip(f"no {family.name} here: {error.strerror}")
+    with listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        server, _ = listener.accept()
+    return client, server
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"), (socket.AF_INET6, "::1")])
+def test_the_owner_of_a_loopback_peer_is_known(family: socket.AddressFamily, host: str) -> None:
+    client, server = connected(family, host)
+    with client, server:
+        who = identity.of_tcp_peer(server.fileno())
+        assert (who.uid, who.why) == (os.getuid(), "")
+        assert who.cookie == identity.cookie_of(server.fileno()) != b""
+
+
+def test_a_v4_peer_of_a_v6_socket_is_known() -> None:
+    try:
+        listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    except (OSError, ValueError) as error:
+        pytest.skip(f"no dual-stack sockets here: {error}")
+    with listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+        server, _ = listener.accept()
+        with server:
+            assert identity.of_tcp_peer(server.fileno()).uid == os.getuid()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
+def test_another_users_connection_is_that_users() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = os.fork()
+        if child == 0:
+            os.setuid(NOBODY)
+            with socket.create_connection(listener.getsockname()) as link:
+                link.recv(1)  # until the other end has looked
+            os._exit(0)
+        server, _ = listener.accept()
+        with server:
+            assert identity.of_tcp_peer(server.fileno()).uid == NOBODY
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_peer_that_has_gone_has_no_identity() -> None:
+    client, server = connected(socket.AF_INET, "127.0.0.1")
+    client.close()
+    with server:
+        assert server.recv(1) == b""
+        who = identity.of_tcp_peer(server.fileno())
+        assert who.uid is None
+        assert who.why
+
+
+def test_what_is_no_tcp_socket_has_no_identity() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert identity.of_tcp_peer(one.fileno()).uid is None
+    assert identity.of_tcp_peer(1 << 20).uid is None
+    assert identity.cookie_of(1 << 20) == b""
+
+
+def test_a_reused_descriptor_has_another_cookie() -> None:
+    client, server = connected(socket.AF_INET, "127.0.0.1")
+    with client:
+        fd, cookie = server.fileno(), identity.cookie_of(server.fileno())
+        server.close()
+        with socket.socket() as other:
+            os.dup2(other.fileno(), fd)
+            assert identity.cookie_of(fd) not in (b"", cookie)
+            os.close(fd)
+
+
+def test_evict_ends_a_connection_and_leaves_its_descriptor() -> None:
+    client, server = connected(socket.AF_INET, "127.0.0.1")
+    with client, server:
+        identity.evict(server.fileno())
+        assert client.recv(1) == b""
+        assert server.recv(1) == b""
+    identity.evict(1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("address", "uid"),
+    [("localhost:1000:100:7", 1000), ("localhost:0:0:1", 0), ("localhost", None), ("localhost:", None), ("localhost:x:0:1", None)],
+)
+def test_unix_peers(address: str, uid: int | None) -> None:
+    who = identity.of_unix_peer(address)
+    assert (who.uid if who else None) == uid
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "2001:db8::1000:100:7", ""])
+def test_a_tcp_peers_address_is_never_taken_for_credentials(address: str) -> None:
+    assert identity.of_unix_peer(address) is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "answer"),
+    [
+        ("ipc:///run/d", True),
+        ("tcp://127.0.0.1:7776", True),
+        ("tcp://127.8.8.8:1", True),
+        ("tcp://localhost:1", True),
+        ("tcp://[::1]:1", True),
+        ("tcp://0.0.0.0:1", False),
+        ("tcp://[::]:1", False),
+        ("tcp://*:1", False),
+        ("tcp://10.0.0.1:1", False),
+        ("tcp://buildhost:1", False),
+    ],
+)
+def test_which_endpoints_stay_on_this_machine(endpoint: str, answer: bool) -> None:
+    assert identity.is_loopback_endpoint(endpoint) is answer
