@@ -168,7 +168,7 @@ static bool take(struct connection *c)
 
 static void readable(struct connection *c)
 {
-    static const unsigned char ready[] = "\x04\x19\x05READY\x0bSocket-Type\0\0\0\x06" "DEALER";
+    static const unsigned char ready[] = "\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06" "DEALER";
     ssize_t got = recv(c->fd, c->in + c->have, ROOM - c->have, 0);
     if (got <= 0)
         fail("the server closed a connection");

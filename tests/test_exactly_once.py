@@ -20,8 +20,8 @@ from farm import DWRAP, Farm
 FREEZES = 1000 if os.environ.get("PROOF_FULL") else 40
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 WRAPPERS_EACH = 3
-EXCHANGE_SECONDS = 0.012
-LONG_SHARE = 0.15
+EXCHANGE_SECONDS = 0.006
+LONG_SHARE = 0.2
 LONG_SECONDS = (1.4, 2.6)
 SHORT_SECONDS = (0.001, 0.06)
 END_SECONDS = 60.0
@@ -38,14 +38,19 @@ def start(number: int, farm: Farm, directory: Path) -> subprocess.Popen[bytes]:
 
 
 def freeze(farm: Farm, chance: random.Random, directory: Path, first: int) -> list[subprocess.Popen[bytes]]:
-    """Start a few wrappers, freeze the distributor at a random moment of their exchange, hold it, thaw it."""
-    started = []
-    for number in range(first, first + WRAPPERS_EACH):
-        started.append(start(number, farm, directory))
-        time.sleep(chance.uniform(0, EXCHANGE_SECONDS / WRAPPERS_EACH))  # the random point, not a synchronisation
-    time.sleep(chance.uniform(0, EXCHANGE_SECONDS))
-    farm.distributor.send_signal(signal.SIGSTOP)
-    time.sleep(chance.uniform(*(LONG_SECONDS if chance.random() < LONG_SHARE else SHORT_SECONDS)))
+    """Start a few wrappers and freeze the distributor, all at random moments of one exchange; hold it, thaw it."""
+    moments = sorted([chance.uniform(0, EXCHANGE_SECONDS) for _ in range(WRAPPERS_EACH)])
+    frozen = chance.uniform(0, EXCHANGE_SECONDS * 2)
+    began, started, stopped = time.monotonic(), [], 0.0
+    for moment in sorted([*moments, frozen]):
+        time.sleep(max(0.0, began + moment - time.monotonic()))  # the random point, not a synchronisation
+        if moment == frozen:
+            farm.distributor.send_signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+        else:
+            started.append(start(first + len(started), farm, directory))
+    held = chance.uniform(*(LONG_SECONDS if chance.random() < LONG_SHARE else SHORT_SECONDS))
+    time.sleep(max(0.0, stopped + held - time.monotonic()))
     farm.distributor.send_signal(signal.SIGCONT)
     return started
 

@@ -102,7 +102,7 @@ def fill(farm: Farm, start) -> list[Job]:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("number", FORWARDED, ids=lambda one: one.name)
 def test_signal_reaches_a_command_that_handles_it(start, number: signal.Signals) -> None:  # type: ignore[no-untyped-def]
-    job = start(f"trap 'echo caught; exit 7' {number.name[3:]}; echo started; while :; do sleep 0.05; done")
+    job = start(f"trap 'echo caught; exit 7' {number.name[3:]}; sleep 1000 & echo started; wait")
     job.wait_for(b"started")
     job.signal(number)
     assert job.end() == (7, b"caught\n", b"")

@@ -36,7 +36,7 @@ def spawn(farm: Farm, directory: Path, number: int) -> int:
 
 
 def queued(farm: Farm) -> int:
-    return int(farm.status()["queue"])
+    return int(farm.status()["queued"])
 
 
 def test_many_wrappers_wait_at_once(short_dir: Path, tmp_path: Path) -> None:
