@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +18,6 @@ from dwrap.protocol import messages
 Message = tuple[str, messages.Fields, list[bytes]]
 Reply = tuple[Any, ...]
 Script = Generator[Reply | None, Message | None, None]
-STATUS_EXIT = 256  # of one exit status step in a raw wait status
 
 
 def offer_then(*replies: Reply, stamp: str = "s1") -> Callable[[Message], Script]:
@@ -46,11 +44,12 @@ def result(status: int = 0, agent: str = "a1", **fields: int | str) -> Reply:
 class FakeDistributor:
     """Use as a context manager. `seen` holds every message, in order; `by_verb` selects."""
 
-    def __init__(self, script: Callable[[Message], Script], endpoint: str = "tcp://127.0.0.1:*") -> None:
+    def __init__(self, script: Callable[[Message], Script], endpoint: str = "tcp://127.0.0.1:*", *, ipv6: bool = False) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 0)
+        self._socket.setsockopt(zmq.IPV6, ipv6)
         self._socket.bind(endpoint)
         self.address = self._socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")
         self._script = script
@@ -67,6 +66,8 @@ class FakeDistributor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._control.closed:
+            return
         self._control.send(b"")
         self._thread.join(5)
         self._control.close(0)

@@ -1,8 +1,8 @@
 /* libFuzzer target: the decoder and the fields parser on whatever a peer may send.
  *
  * The first byte of the input chooses the pieces in which the rest arrives, and whether it starts with a good handshake.
- * With -DPLANTED_BUG a frame of more than 300 bytes is copied into a buffer of 300: the run must find it, which shows that
- * the fuzzer gets past the handshake and into long frames. */
+ * With -DPLANTED_BUG a frame of more than 450 bytes is copied into a buffer of 450, and no seed has one: the run must find it, so
+ * the fuzzer gets past the handshake and makes long frames of its own. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,10 +27,11 @@ static void touch(const char *bytes, size_t length)
 static void take_message(void)
 {
 #ifdef PLANTED_BUG
-    char *small = malloc(300);
+    char *small = calloc(1, 450);
     for (size_t i = 0; i < z.frame_count; i++)
-        if (z.frames[i].length > 300)
+        if (z.frames[i].length > 450)
             memcpy(small, z.frames[i].at, z.frames[i].length);
+    touch(small, 1);
     free(small);
 #endif
     for (size_t i = 0; i < z.frame_count; i++)

@@ -1,0 +1,97 @@
+"""The wrapper under test, as it is shipped and with the sanitizers, and an environment in which only we speak.
+
+A test file takes the fixture by `dwrap = wrapper_program.dwrap`. Does not know the protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WARNINGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wvla", "-Wstrict-prototypes", "-Wmissing-prototypes"]
+SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SECONDS = 30
+
+
+def build(compiler: str, output: Path, sources: list[str], *flags: str) -> Path:
+    """Compiles C sources of the tree into one program."""
+    command = [compiler, *WARNINGS, *flags, "-I.", *sources, "-o", str(output)]
+    subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
+    return output
+
+
+class Wrapper:
+    """The program, and runs of it in a private directory with a known environment."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.program = program
+        self.directory = directory
+        self.state = directory / "state"
+        self.runtime = directory / "runtime"
+        self.runtime.mkdir(mode=0o700, exist_ok=True)
+        self.env = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(directory),
+            "XDG_STATE_HOME": str(self.state),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "ASAN_OPTIONS": "abort_on_error=0:exitcode=99",
+        }
+
+    def popen(self, *words: str | bytes, env: Mapping[str, str] | None = None, **rest: Any) -> subprocess.Popen[bytes]:
+        rest.setdefault("stdin", subprocess.DEVNULL)
+        rest.setdefault("stdout", subprocess.PIPE)
+        rest.setdefault("stderr", subprocess.PIPE)
+        rest.setdefault("cwd", self.directory)
+        return subprocess.Popen([self.program, *words], env={**self.env, **(env or {})}, **rest)  # noqa: S603
+
+    def run(self, *words: str | bytes, env: Mapping[str, str] | None = None, **rest: Any) -> subprocess.CompletedProcess[bytes]:
+        """Runs it to its end. `data` is what it finds on stdin."""
+        data = rest.pop("data", None)
+        if data is not None:
+            rest["stdin"] = subprocess.PIPE
+        with self.popen(*words, env=env, **rest) as process:
+            try:
+                out, err = process.communicate(data, timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def log(self) -> list[list[str]]:
+        """The lines of here.log as fields."""
+        path = self.state / "dwrap" / "here.log"
+        return [line.split("\t") for line in path.read_text("utf-8", "surrogateescape").splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="session", params=["shipped", "sanitized"])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "shipped":
+        subprocess.run(["make", "-s", "build/bin/dwrap"], cwd=ROOT, check=True)  # noqa: S607
+        return ROOT / "build" / "bin" / "dwrap"
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "wrapper").glob("*.c"))
+    try:
+        return build("cc", tmp_path_factory.mktemp("sanitized") / "dwrap", sources, *SANITIZE)
+    except subprocess.CalledProcessError:
+        if "libasan" in subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.replace("libasan.so\n", "", 1):  # noqa: S607
+            raise
+        pytest.skip("this compiler has no address sanitizer")
+
+
+@pytest.fixture
+def dwrap(program: Path, tmp_path: Path) -> Wrapper:
+    return Wrapper(program, tmp_path)
+
+
+def clang() -> str:
+    """The path of clang. Skips the test when there is none."""
+    found = shutil.which("clang", path=os.defpath + ":/usr/bin:/usr/local/bin")
+    if not found:
+        pytest.skip("clang is not installed, and libFuzzer comes with it")
+    return found
