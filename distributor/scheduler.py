@@ -13,9 +13,7 @@ Attempts are keyed (job, number). A slot is held from the offer until the attemp
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from heapq import heappop, heappush
 from typing import Any, Final
 
 from dwrap.distributor import events as e
@@ -23,6 +21,7 @@ from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
 from dwrap.distributor.placement import Agent, Placement
 from dwrap.distributor.policy import judge, pool_of
+from dwrap.distributor.timers import Timers
 from dwrap.distributor.waiting import WaitingRoom
 
 OFFER_SECONDS: Final = 2.0
@@ -52,10 +51,9 @@ class Scheduler:
         self._names: dict[str, Agent] = {}
         self._submitters: dict[Peer, set[str]] = {}
         self._placement = Placement()
-        self._serials = itertools.count(1)
-        self._room = WaitingRoom(self._placement, self._serials)
+        self._room = WaitingRoom(self._placement)
         self._unacknowledged: dict[str, Job] = {}
-        self._timers: list[tuple[float, int, Callable[[Any, Any], None], Any, Any]] = []
+        self._timers = Timers()
         self._now = 0.0
         self._actions: list[e.Action] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -86,10 +84,11 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When a Tick is due at the latest, or None."""
-        due = [self._timers[0][0]] if self._timers else []
-        if self._unacknowledged:
-            due.append(next(iter(self._unacknowledged.values())).settled_at + UNACKNOWLEDGED_SECONDS)
-        return min(due, default=None)
+        due = self._timers.next()
+        if not self._unacknowledged:
+            return due
+        forget_at = next(iter(self._unacknowledged.values())).settled_at + UNACKNOWLEDGED_SECONDS
+        return forget_at if due is None else min(due, forget_at)
 
     @property
     def waiting(self) -> int:
@@ -127,14 +126,14 @@ class Scheduler:
     def _explained(self, event: e.Explained) -> None:
         verdict = judge(event.spec, event.uid, self._placement.pools)
         agent = self._placement.best(verdict.pools)
-        if not verdict.pools:
-            where = "here" if verdict.verb == "HERE" else "nowhere"
-            return self._act(e.TellExplained(event.peer, event.spec.job, where, "", verdict.reason))
         able = len(self._placement.agents(verdict.pools))
-        if agent is None:
-            reason = f"all slots of the {able} agents that may take it are in use; {self.waiting} jobs wait"
-            return self._act(e.TellExplained(event.peer, event.spec.job, "queue", "", reason))
-        self._act(e.TellExplained(event.peer, event.spec.job, "agent", agent.name, f"the least loaded of {able} agents that may take it"))
+        if not verdict.pools:
+            where, reason = "here" if verdict.verb == "HERE" else "nowhere", verdict.reason
+        elif agent is None:
+            where, reason = "queue", f"all slots of the {able} agents that may take it are in use; {self.waiting} jobs wait"
+        else:
+            where, reason = "agent", f"the least loaded of {able} agents that may take it"
+        self._act(e.TellExplained(event.peer, event.spec.job, where, agent.name if agent else "", reason))
 
     def _committed(self, event: e.Committed) -> None:
         job = self.jobs.get(event.job)
@@ -195,7 +194,7 @@ class Scheduler:
         agent.heard_at = self._now
         agent.lease_until = self._now + LEASE_SECONDS
         self.agents[event.peer] = self._names[event.spec.name] = agent
-        self._at(agent.lease_until + LEASE_GRACE_SECONDS, self._lease_due, agent, None)
+        self._timers.at(agent.lease_until + LEASE_GRACE_SECONDS, self._lease_due, agent)
         self._record_agent(agent, "joined", "")
         return agent
 
@@ -240,7 +239,7 @@ class Scheduler:
             return
         end = agent.lease_until + LEASE_GRACE_SECONDS
         if end > self._now:
-            return self._at(end, self._lease_due, agent, None)
+            return self._timers.at(end, self._lease_due, agent)
         self._give_up(agent, f"it was silent for {self._now - agent.heard_at:.0f} s")
 
     def _give_up(self, agent: Agent, reason: str) -> None:
@@ -317,7 +316,7 @@ class Scheduler:
             self._room.homeless[job.id] = job
             if job.homeless_since is None:
                 job.homeless_since = self._now
-                self._at(self._now + NO_AGENT_SECONDS, self._homeless_due, job, self._now)
+                self._timers.at(self._now + NO_AGENT_SECONDS, self._homeless_due, job, self._now)
 
     def _readmit_all(self) -> None:
         """A pool has come or gone: every waiting job is judged anew."""
@@ -349,7 +348,7 @@ class Scheduler:
         job.offered_at = self._now
         self._hold(job, agent)
         self._move(job, JobState.OFFERED, "offered", {"agent": agent.name})
-        self._at(self._now + OFFER_SECONDS, self._offer_due, job, job.stamp)
+        self._timers.at(self._now + OFFER_SECONDS, self._offer_due, job, job.stamp)
         self._act(e.Offer(job.peer, job.id, job.stamp))
 
     def _offer_due(self, job: Job, stamp: str) -> None:
@@ -359,7 +358,7 @@ class Scheduler:
         job.missed_offers += 1
         self._release(job)
         self._move(job, JobState.QUEUED, "unanswered", {"reason": "its submitter did not answer the offer in time"})
-        self._at(self._now + patience, self._patience_due, job, stamp)
+        self._timers.at(self._now + patience, self._patience_due, job, stamp)
 
     def _patience_due(self, job: Job, stamp: str) -> None:
         if job.state is JobState.QUEUED and job.stamp == stamp and self._room.is_aside(job):
@@ -455,13 +454,8 @@ class Scheduler:
             verdict = judge(job.spec, job.uid, self._placement.pools)
             self._answer(job, verdict.verb, f"{verdict.reason} (waited {NO_AGENT_SECONDS:.0f} s)")
 
-    def _at(self, when: float, what: Callable[[Any, Any], None], subject: object, key: object) -> None:
-        heappush(self._timers, (when, next(self._serials), what, subject, key))
-
     def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= self._now:
-            _, _, what, subject, key = heappop(self._timers)
-            what(subject, key)
+        self._timers.run(self._now)
         while self._unacknowledged:
             oldest = next(iter(self._unacknowledged.values()))
             if oldest.settled_at + UNACKNOWLEDGED_SECONDS > self._now:

@@ -8,7 +8,6 @@ Knows queues and placement. Does not know what made a job wait, or what is told 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 from dwrap.distributor.job import Job
 from dwrap.distributor.placement import Agent, Placement
@@ -21,11 +20,11 @@ _MAX_IDLE_QUEUES = 32
 class WaitingRoom:
     """All jobs that wait."""
 
-    def __init__(self, placement: Placement, serials: Iterator[int]) -> None:
+    def __init__(self, placement: Placement) -> None:
         self.homeless: dict[str, Job] = {}
         self.rejected: dict[str, Job] = {}
         self._placement = placement
-        self._serials = serials
+        self._serials = itertools.count(1)
         self._shares = Shares()
         self._queues: dict[tuple[Pool, ...], FairQueue[Job]] = {}
 
