@@ -1,0 +1,445 @@
+"""scheduler.py by itself: events in, actions out, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, TypeVar
+
+import pytest
+
+from dwrap.distributor import events as e
+from dwrap.distributor.events import JobState
+from dwrap.distributor.scheduler import Scheduler
+
+A = TypeVar("A")
+OK = e.Outcome(0)
+USER = 1000
+
+
+class Desk:
+    """A scheduler, its clock, and what it did last."""
+
+    def __init__(self) -> None:
+        secrets = itertools.count(1)
+        self.now = 100.0
+        self.scheduler = Scheduler(lambda: f"secret{next(secrets)}")
+        self.last: list[e.Action] = []
+
+    def do(self, event: e.Event) -> list[e.Action]:
+        self.last = self.scheduler.handle(event, self.now)
+        return self.last
+
+    def pass_time(self, seconds: float) -> list[e.Action]:
+        self.now += seconds
+        return self.do(e.Tick())
+
+    def one(self, kind: type[A]) -> A:
+        """The one action of this kind that the last event caused."""
+        found = [action for action in self.last if isinstance(action, kind)]
+        assert len(found) == 1, self.last
+        return found[0]
+
+    def said(self, peer: int) -> list[str]:
+        """The names of the actions that the last event caused towards a peer."""
+        return [type(action).__name__ for action in self.last if getattr(action, "peer", None) == peer]
+
+    def agent(self, peer: int, name: str = "", slots: int = 1, uid: int | None = 0, load: e.Load | None = None, **more: Any) -> None:
+        self.do(e.Registered(peer, uid, e.AgentSpec(**{"name": name or f"a{peer}", "slots": slots, "roots": ("/srv",), **more})))
+        self.do(e.Heartbeat(peer, self.one(e.Welcome).token, load or e.Load()))
+
+    def beat(self, peer: int, load: e.Load | None = None) -> None:
+        self.do(e.Heartbeat(peer, self.scheduler.agents[peer].token, load or e.Load()))
+
+    def submit(self, peer: int, job: str = "", uid: int | None = USER, **more: Any) -> list[e.Action]:
+        spec = e.JobSpec(**{"job": job or f"j{peer}", "cwd": "/srv", "command": "cc", "build": "b", **more})
+        return self.do(e.Submitted(peer, uid, spec))
+
+    def go(self, peer: int, job: str = "") -> list[e.Action]:
+        name = job or f"j{peer}"
+        return self.do(e.Committed(peer, name, self.scheduler.jobs[name].stamp, (b"go",)))
+
+    def run(self, peer: int, **more: Any) -> e.Assign:
+        self.submit(peer, **more)
+        self.go(peer)
+        return self.one(e.Assign)
+
+    def finish(self, agent: int, job: str, attempt: int = 1, outcome: e.Outcome = OK) -> list[e.Action]:
+        return self.do(e.Finished(agent, job, attempt, outcome, b"result"))
+
+    def state(self, job: str) -> JobState:
+        return self.scheduler.jobs[job].state
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_the_life_of_a_job(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    offer = desk.one(e.Offer)
+    assert desk.said(50) == ["Offer"]
+    desk.now += 0.25
+    desk.do(e.Committed(50, "j50", offer.stamp, (b"fields", b"argv", b"env")))
+    assign = desk.one(e.Assign)
+    assert (assign.peer, assign.attempt, assign.uid, assign.payload) == (1, 1, USER, (b"fields", b"argv", b"env"))
+    desk.finish(1, "j50")
+    result = desk.one(e.DeliverResult)
+    assert (result.peer, result.payload, result.agent, result.queued_ms) == (50, b"result", "a1", 250)
+    assert desk.said(1) == []
+    desk.do(e.Acknowledged(50, "j50"))
+    assert desk.one(e.AckResult) == e.AckResult(1, "j50", 1)
+    assert not desk.scheduler.jobs
+
+
+def test_every_transition_emits_one_record(desk: Desk) -> None:
+    desk.agent(1)
+    story = [action for action in desk.submit(50) if isinstance(action, e.Record)]
+    story += [action for action in desk.go(50) if isinstance(action, e.Record)]
+    story += [action for action in desk.finish(1, "j50") if isinstance(action, e.Record)]
+    told = [(record.what, record.facts["state"]) for record in story]
+    assert told == [("submitted", "queued"), ("offered", "offered"), ("assigned", "assigned"), ("done", "settled")]
+
+
+def test_no_slot_no_offer_and_the_next_in_line_gets_the_slot(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.submit(51)
+    assert desk.one(e.TellQueued).ahead == 0
+    desk.submit(52)
+    assert desk.one(e.TellQueued).ahead == 1
+    desk.finish(1, "j50")
+    assert desk.one(e.Offer).job == "j51"
+
+
+# ---- the commit point ----
+
+
+def test_an_unanswered_offer_is_taken_back_and_its_slot_goes_on(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    desk.submit(51)
+    assert desk.scheduler.next_deadline() == desk.now + 2
+    desk.pass_time(1.99)
+    assert desk.state("j50") is JobState.OFFERED
+    desk.pass_time(0.01)
+    assert desk.state("j50") is JobState.QUEUED
+    assert desk.one(e.Offer).job == "j51"
+
+
+def test_a_late_go_is_void_and_earns_a_new_offer(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    late = desk.one(e.Offer).stamp
+    desk.now += 2.0
+    desk.do(e.Committed(50, "j50", late, ()))
+    fresh = desk.one(e.Offer).stamp
+    assert fresh != late
+    assert not [action for action in desk.last if isinstance(action, e.Assign)]
+    desk.do(e.Committed(50, "j50", late, ()))
+    assert desk.one(e.Unexpected).what == "go"
+    desk.go(50)
+    assert desk.one(e.Assign).attempt == 1
+
+
+def test_a_stopped_submitter_is_asked_less_and_less_often(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    offered = []
+    for _ in range(1_000):
+        desk.beat(1)
+        desk.pass_time(0.25)
+        offered += [desk.now for action in desk.last if isinstance(action, e.Offer)]
+    gaps = [after - before for before, after in itertools.pairwise(offered)]
+    assert gaps[:4] == [6.0, 10.0, 18.0, 34.0]
+    assert max(gaps) == 34.0
+
+
+def test_go_from_another_connection_or_twice_is_dropped(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    stamp = desk.one(e.Offer).stamp
+    desk.do(e.Committed(51, "j50", stamp, ()))
+    assert desk.one(e.Unexpected).what == "go"
+    desk.do(e.Committed(50, "j50", stamp, ()))
+    desk.do(e.Committed(50, "j50", stamp, ()))
+    assert desk.one(e.Unexpected).what == "go"
+
+
+def test_a_job_id_that_lives_is_refused(desk: Desk) -> None:
+    desk.submit(50, job="same")
+    desk.submit(51, job="same")
+    assert desk.one(e.Answer).verb == "REFUSED"
+    assert desk.one(e.Answer).peer == 51
+    assert desk.scheduler.jobs["same"].peer == 50
+
+
+# ---- nobody can take it ----
+
+
+@pytest.mark.parametrize(
+    ("agent", "job", "verb", "reason"),
+    [
+        (None, {}, "UNAVAILABLE", "no agent is connected"),
+        ({"serves": 7, "uid": 7}, {}, "UNAVAILABLE", "uid 1000"),
+        ({}, {"labels": ("big=1",)}, "REFUSED", "big=1"),
+        ({}, {"uid": 0}, "UNAVAILABLE", "--allow-root"),
+    ],
+)
+def test_no_agent_for_ten_seconds(desk: Desk, agent: dict[str, Any] | None, job: dict[str, Any], verb: str, reason: str) -> None:
+    if agent is not None:
+        desk.agent(1, **agent)
+    desk.submit(50, **job)
+    assert desk.said(50) == ["TellQueued"]
+    desk.now += 5
+    if agent is not None:
+        desk.beat(1)
+    desk.pass_time(4.9)
+    assert desk.state("j50") is JobState.QUEUED
+    desk.pass_time(0.1)
+    assert desk.one(e.Answer).verb == verb
+    assert reason in desk.one(e.Answer).reason
+    assert not desk.scheduler.jobs
+
+
+def test_an_agent_that_comes_in_time_gets_the_job(desk: Desk) -> None:
+    desk.submit(50)
+    desk.now += 9
+    desk.agent(1)
+    assert desk.one(e.Offer).job == "j50"
+
+
+def test_an_agent_gets_nothing_before_its_token_is_back(desk: Desk) -> None:
+    desk.do(e.Registered(1, 0, e.AgentSpec("a1", 1, ("/srv",))))
+    desk.submit(50)
+    assert desk.said(50) == ["TellQueued"]
+    desk.do(e.Heartbeat(1, "wrong", e.Load()))
+    assert desk.one(e.Unexpected).what == "heartbeat"
+    desk.beat(1)
+    assert desk.one(e.Offer).job == "j50"
+
+
+def test_the_root_rule_answers_at_once(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50, cwd="/tmp/x")
+    assert desk.one(e.Answer) == e.Answer(50, "j50", "HERE", "the working directory /tmp/x is under no shared root")
+
+
+def test_a_job_waits_for_the_one_pool_that_sees_its_files(desk: Desk) -> None:
+    desk.agent(1)
+    desk.agent(2, roots=("/home",))
+    desk.run(50, cwd="/home/u")
+    desk.submit(51, cwd="/home/u")
+    assert desk.said(51) == ["TellQueued"]
+    desk.submit(52)
+    assert desk.one(e.Offer).job == "j52"
+
+
+def test_a_job_without_an_identity_runs_as_its_agents_user(desk: Desk) -> None:
+    desk.agent(1, serves=7, uid=7)
+    assert desk.run(50, uid=None).uid == 7
+
+
+def test_explain_runs_nothing(desk: Desk) -> None:
+    def explain(**more: Any) -> e.TellExplained:
+        desk.do(e.Explained(50, USER, e.JobSpec(**{"job": "j", "cwd": "/srv", "command": "cc", "build": "b", **more})))
+        return desk.one(e.TellExplained)
+
+    assert explain().where == "nowhere"
+    desk.agent(1)
+    assert (explain().where, explain().agent) == ("agent", "a1")
+    assert explain(cwd="/tmp").where == "here"
+    desk.run(51)
+    assert explain().where == "queue"
+    assert list(desk.scheduler.jobs) == ["j51"]
+
+
+# ---- endings ----
+
+
+@pytest.mark.parametrize("state", ["queued", "offered", "assigned", "settled"])
+def test_the_submitter_goes_away(desk: Desk, state: str) -> None:
+    if state != "queued":
+        desk.agent(1)
+    desk.submit(50)
+    if state in ("assigned", "settled"):
+        desk.go(50)
+    if state == "settled":
+        desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    if state == "assigned":
+        assert desk.one(e.Kill) == e.Kill(1, "j50", 1)
+        desk.submit(51)
+        assert desk.said(51) == ["TellQueued"], "the slot is taken until the tree is gone"
+        desk.finish(1, "j50", outcome=e.Outcome(9))
+        assert desk.said(1) == ["AckResult"]
+        assert desk.said(51) == ["Offer"]
+    elif state == "settled":
+        assert desk.said(1) == ["AckResult"]
+    assert "j50" not in desk.scheduler.jobs
+
+
+def test_a_lost_agent_fails_what_may_have_started_and_requeues_what_has_not(desk: Desk) -> None:
+    desk.agent(1, slots=2)
+    desk.run(50)
+    desk.submit(51)
+    desk.do(e.Disconnected(1))
+    failed = desk.one(e.TellFailed)
+    assert (failed.job, failed.safe) == ("j50", False)
+    assert desk.state("j51") is JobState.QUEUED
+    desk.agent(2)
+    assert desk.one(e.Offer).job == "j51"
+
+
+def test_a_silent_agent_is_given_up_after_lease_and_grace(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.now += 5
+    desk.beat(1)
+    desk.pass_time(12.9)
+    assert 1 in desk.scheduler.agents
+    desk.pass_time(0.1)
+    assert desk.one(e.TellFailed).safe is False
+    assert desk.one(e.Disconnect).peer == 1
+    desk.do(e.Heartbeat(1, "secret1", e.Load()))
+    assert desk.one(e.Unexpected).what == "heartbeat"
+
+
+def test_rejected_jobs_go_elsewhere(desk: Desk) -> None:
+    desk.agent(1)
+    desk.agent(2)
+    first = desk.run(50)
+    desk.do(e.Rejected(first.peer, "j50", 1, "no such user"))
+    desk.go(50)
+    second = desk.one(e.Assign)
+    assert (second.peer, second.attempt) == (3 - first.peer, 2)
+    desk.do(e.Rejected(second.peer, "j50", 2, "no such user"))
+    failed = desk.one(e.TellFailed)
+    assert failed.safe is True
+    assert "a1" in failed.reason
+    assert "a2" in failed.reason
+
+
+def test_a_job_is_rejected_three_times_at_most(desk: Desk) -> None:
+    for peer in range(1, 6):
+        desk.agent(peer)
+    desk.run(50)
+    for attempt in (1, 2, 3):
+        holder = desk.scheduler.jobs["j50"].agent
+        assert holder is not None
+        desk.do(e.Rejected(holder.peer, "j50", attempt, "disk full"))
+        if attempt < 3:
+            desk.go(50)
+    assert desk.one(e.TellFailed).safe is True
+    assert "disk full" in desk.one(e.TellFailed).reason
+
+
+def test_after_go_no_answer_but_failed_ends_a_job(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Rejected(1, "j50", 1, "draining"))
+    assert desk.one(e.TellFailed).safe is True
+    desk.agent(2, roots=("/other",))
+    desk.run(51)
+    desk.agent(3)
+    desk.do(e.Disconnected(3))
+    assert desk.state("j51") is JobState.ASSIGNED
+
+
+@pytest.mark.parametrize(("error", "safe"), [("infrastructure", False), ("cwd", True)])
+def test_errors_of_the_agents_own_are_no_results(desk: Desk, error: str, safe: bool) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50", outcome=e.Outcome(None, error, "I/O error"))
+    failed = desk.one(e.TellFailed)
+    assert (failed.safe, "I/O error" in failed.reason) == (safe, True)
+    assert desk.said(1) == ["AckResult"]
+
+
+def test_a_command_that_is_not_found_is_a_result(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50", outcome=e.Outcome(None, "not_found", "cc"))
+    assert desk.one(e.DeliverResult).job == "j50"
+
+
+def test_results_of_stale_attempts_are_acknowledged_and_dropped(desk: Desk) -> None:
+    desk.agent(1)
+    desk.agent(2)
+    holder = desk.run(50).peer
+    for peer, job, attempt in ((3 - holder, "j50", 1), (holder, "j50", 2), (holder, "unknown", 1)):
+        desk.finish(peer, job, attempt)
+        assert [type(action) for action in desk.last] == [e.AckResult]
+    desk.finish(99, "j50")
+    assert desk.one(e.Unexpected).what == "result"
+    assert desk.state("j50") is JobState.ASSIGNED
+
+
+def test_a_repeated_result_is_acknowledged_and_a_lost_acknowledgement_forgotten(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.finish(1, "j50")
+    assert desk.said(1) == ["AckResult"]
+    for _ in range(6):
+        desk.now += 10
+        desk.beat(1)
+    assert not desk.scheduler.jobs
+
+
+# ---- agents come and go ----
+
+
+def test_names_are_unique_among_the_living(desk: Desk) -> None:
+    desk.agent(1, "twin")
+    desk.do(e.Registered(2, 0, e.AgentSpec("twin", 1, ("/srv",), host="h")))
+    assert "--name" in desk.one(e.RefuseAgent).reason
+    desk.now += 3
+    desk.do(e.Registered(3, USER, e.AgentSpec("twin", 1, ("/srv",), USER)))
+    assert desk.one(e.RefuseAgent).peer == 3
+    desk.do(e.Registered(4, 0, e.AgentSpec("twin", 1, ("/srv",))))
+    assert desk.one(e.Disconnect).peer == 1
+    assert desk.one(e.Welcome).peer == 4
+
+
+@pytest.mark.parametrize(
+    ("uid", "serves", "welcome"), [(0, e.ANY_UID, True), (0, 5, True), (5, 5, True), (5, e.ANY_UID, False), (5, 6, False)]
+)
+def test_whom_an_agent_may_serve(desk: Desk, uid: int, serves: int, welcome: bool) -> None:
+    desk.do(e.Registered(1, uid, e.AgentSpec("a", 1, ("/srv",), serves)))
+    assert desk.said(1) == (["Welcome"] if welcome else ["RefuseAgent"])
+
+
+@pytest.mark.parametrize("by", ["itself", "operator"])
+def test_a_draining_agent_finishes_and_gets_no_more(desk: Desk, by: str) -> None:
+    desk.agent(1, slots=4)
+    desk.run(50)
+    desk.do(e.Leaving(1) if by == "itself" else e.DrainAsked("a1"))
+    assert desk.said(1) == ([] if by == "itself" else ["Drain"])
+    desk.submit(51)
+    assert desk.said(51) == ["TellQueued"]
+    desk.finish(1, "j50")
+    assert desk.one(e.DeliverResult).job == "j50"
+    desk.now += 9
+    desk.agent(2)
+    assert desk.one(e.Offer).job == "j51"
+
+
+def test_registering_again_replaces_what_was_said(desk: Desk) -> None:
+    desk.agent(1, slots=1)
+    desk.run(50)
+    desk.do(e.Registered(1, 0, e.AgentSpec("other", 2, ("/home",), running=(("j50", 1), ("ghost", 3)))))
+    assert desk.one(e.Kill) == e.Kill(1, "ghost", 3)
+    desk.submit(51, cwd="/home")
+    assert desk.one(e.Offer).job == "j51"
+    desk.finish(1, "j50")
+    assert desk.one(e.DeliverResult).agent == "other"
+
+
+def test_an_agent_that_comes_back_is_told_to_end_what_was_given_up(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.do(e.Registered(2, 0, e.AgentSpec("a1", 1, ("/srv",), running=(("j50", 1),))))
+    assert desk.one(e.Kill) == e.Kill(2, "j50", 1)
