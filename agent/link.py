@@ -142,6 +142,7 @@ class Link:
 
     def _tick(self, now: float) -> None:
         self._runners.reap()
+        self._runners.kill_orphans()
         self._feed(s.Tick(self._load.sample(now)))
 
     def _take_messages(self) -> None:
@@ -171,6 +172,7 @@ class Link:
             self._feed(said)
             if isinstance(said, s.RunnerEnded):
                 self._forget_runner(runner)
+                self._runners.reap()
 
     def _feed(self, event: s.Event) -> None:
         for action in self._session.handle(event, self._clock()):
@@ -221,7 +223,6 @@ class Link:
         del self._by_fd[runner.fileno()]
         del self._live[runner.key]
         runner.close()
-        self._runners.reap()
 
     def _close(self) -> None:
         for runner in self._live.values():

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define GRACE_MS 1000     /* for what the command left running, before SIGTERM */
@@ -331,6 +331,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof not_mine / sizeof *not_mine; i++)
         signal(not_mine[i], SIG_IGN);
     setsid();
+    syscall(SYS_close_range, SPEC_FD + 1, ~0u, 0); /* whatever the agent's own parents left open */
     if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) != 0 || fcntl(SPEC_FD, F_SETFD, FD_CLOEXEC) != 0) {
         fprintf(stderr, "dwrap-runner: no control socket: this program is started by dwrap-agent\n");
         return 2;

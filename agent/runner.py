@@ -171,7 +171,7 @@ class Runners:
         return _out_of_the_way(spec)
 
     def reap(self) -> None:
-        """Collects runners that have ended, and kills what a dead runner left to this process as the nearest subreaper."""
+        """Collects runners that have ended."""
         for pid in tuple(self._unreaped):
             found, status, usage = os.wait4(pid, os.WNOHANG)
             if found:
@@ -179,6 +179,9 @@ class Runners:
                 self.ended_cpu_seconds += usage.ru_utime + usage.ru_stime
                 if status:
                     log.warning("runner %d ended with wait status %d", pid, status)
+
+    def kill_orphans(self) -> None:
+        """Kills what dead runners left to this process as the nearest subreaper: every child of it that is no runner."""
         for orphan in set(_children()) - self._unreaped:
             log.warning("process %d was left by a runner and is killed", orphan)
             os.kill(orphan, signal.SIGKILL)
