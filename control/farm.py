@@ -7,6 +7,7 @@ The daemons outlive nothing: they end with `stop`, or by the kernel's parent-dea
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import select
 import shutil
@@ -109,11 +110,19 @@ class Daemon:
         return words[1:]
 
     def last_words(self) -> str:
-        """The last line it logged."""
+        """What it logged last, in its own words."""
         if self.log is None or not self.log.exists():
             return "its log lines are above"
         lines = self.log.read_text("utf-8", "replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it logged nothing").removeprefix("dwrap: ")
+        line = next((line.strip() for line in reversed(lines) if line.strip()), "it logged nothing")
+        try:
+            return str(json.loads(line)["message"])
+        except (ValueError, KeyError, TypeError):  # an error before its log was set up is plain text
+            return line.removeprefix("dwrap: ")
+
+    def failed(self) -> bool:
+        """Whether it has ended by itself other than well; an agent that was drained ends well."""
+        return bool(self.process.poll())
 
     def running(self) -> bool:
         return self.process.poll() is None

@@ -81,7 +81,7 @@ def _pass_on(child: subprocess.Popen[bytes]) -> None:
 
 
 class Watch:
-    """Says on standard error, once for each, which daemons of a farm have ended by themselves."""
+    """Says on standard error, once for each, which daemons of a farm have failed."""
 
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
@@ -89,7 +89,7 @@ class Watch:
 
     def look(self) -> None:
         for daemon in self._farm.daemons():
-            if not daemon.running() and daemon.name not in self._said:
+            if daemon.failed() and daemon.name not in self._said:
                 self._said.add(daemon.name)
                 print(f"dwrap: {daemon.name} ended early: {daemon.last_words()}; the farm goes on without it", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -123,6 +124,27 @@ def test_the_farm_ends_with_dwrapctl_even_by_sigkill(short_dir: Path) -> None:
     process.kill()
     process.communicate(timeout=SECONDS)
     all_gone(family)
+
+
+def test_a_running_job_ends_with_dwrapctl_even_by_sigkill() -> None:
+    process = started("--agents", "1", "--", "sh", "-c", "dwrap sh -c 'echo $$ running; sleep 987'; echo $?")
+    assert first_line(process).endswith("running")
+    family = children(process.pid)
+    assert any(b"987" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family)
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    all_gone(family)
+
+
+def test_a_failed_daemon_is_told_once_and_a_drained_one_is_not() -> None:
+    script = """
+        dwrapctl drain a2; while dwrapctl agents | grep -q ^a2; do :; done
+        victim=$(pgrep -P $PPID -f -- '--name a[1]'); kill -KILL $victim
+        while kill -0 $victim 2>/dev/null; do :; done  # until dwrapctl has reaped it
+    """
+    done = up("--agents", "3", "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"dwrap: a1 ended early: .*; the farm goes on without it\n", done.stderr)
 
 
 def test_frozen_daemons_do_not_keep_it_from_ending(short_dir: Path) -> None:
