@@ -304,7 +304,7 @@ def test_closed_stdout(bench: Bench) -> None:
 
 def test_nothing_else_is_inherited(bench: Bench) -> None:
     job = bench.run("ls", "/proc/self/fd")
-    assert set(job.out[1].split()) == {b"0", b"1", b"2", b"3"}  # 3 is ls's own
+    assert set(bytes(job.out[1]).split()) == {b"0", b"1", b"2", b"3"}  # 3 is ls's own
 
 
 def test_terminal(bench: Bench) -> None:
@@ -414,7 +414,7 @@ def test_the_end_of_the_runner_ends_the_tree(bench: Bench) -> None:
 
 
 def test_process_ids_are_spread(bench: Bench) -> None:
-    ids = {bench.run(*sh("echo $$")).out[1] for _ in range(6)}
+    ids = {bytes(bench.run(*sh("echo $$")).out[1]) for _ in range(6)}
     assert len(ids) == 6
 
 
@@ -438,7 +438,7 @@ def test_limits_are_never_raised(bench: Bench) -> None:
 def test_environment_is_exact(bench: Bench) -> None:
     env = {"PATH": ENV["PATH"], "ODD name": "x=y", "EMPTY": "", "BIG": "b" * 100_000, "TMP": "/old"}
     job = bench.run("env", "-0", env=env)
-    seen = dict(item.split(b"=", 1) for item in job.out[1].split(b"\0") if item)
+    seen = dict(item.split(b"=", 1) for item in bytes(job.out[1]).split(b"\0") if item)
     work = seen.pop(b"TMPDIR")
     assert seen.pop(b"DWRAP_JOB") == b"job0"
     assert seen.pop(b"TMP") == work
