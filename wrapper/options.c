@@ -280,16 +280,46 @@ static bool is_distributor(const struct settings *s, char **argv, int left)
     return !is_runnable(argv[0], s->path) && is_runnable(argv[1], s->path);
 }
 
-/* $DWRAP_HOST, else client.conf's. The latter may use a name from the same file. */
+/* $DWRAP_HOST, else client.conf's. */
 static const char *default_hosts(void)
 {
-    static char hosts[1024], named[256];
+    static char hosts[1024];
     const char *value = text_of("DWRAP_HOST");
-    if (!value && config_get("distributor", hosts, sizeof hosts))
-        value = hosts;
-    if (value && !strchr(value, ',') && !address_looks_like_one(value) && config_get(value, named, sizeof named))
-        value = named;
-    return value;
+    return value || !config_get("distributor", hosts, sizeof hosts) ? value : hosts;
+}
+
+/* What a name from client.conf stands for; anything else stays what it is. */
+static const char *without_name(const char *hosts)
+{
+    static char named[256];
+    if (!hosts || strchr(hosts, ',') || address_looks_like_one(hosts) || !config_get(hosts, named, sizeof named))
+        return hosts;
+    return named;
+}
+
+/* Takes the directories in which `name` is a link to ourselves out of PATH: gcc looks for its parts beside the first `gcc`
+ * that it finds there, and neither it nor what it starts shall meet the link again. */
+static void leave_out_links(struct settings *s, const char *name)
+{
+    char full[PATH_MAX];
+    struct stat self, st;
+    char *kept = malloc(strlen(s->path) + 1), *end = kept;
+    if (!kept || stat("/proc/self/exe", &self) < 0)
+        return;
+    for (const char *at = s->path; at;) {
+        size_t length = strcspn(at, ":");
+        int used = snprintf(full, sizeof full, "%.*s/%s", length ? (int)length : 1, length ? at : ".", name);
+        bool is_link = used > 0 && (size_t)used < sizeof full && stat(full, &st) == 0 && st.st_dev == self.st_dev && st.st_ino == self.st_ino;
+        size_t separated = length + (at[length] == ':');
+        if (!is_link)
+            end = mempcpy(end, at, separated);
+        at = at[length] ? at + separated : NULL;
+    }
+    if (end > kept && s->path[0] && end[-1] == ':' && s->path[strlen(s->path) - 1] != ':')
+        end--; /* the last directory was a link's */
+    *end = 0;
+    setenv("PATH", kept, 1);
+    s->path = kept;
 }
 
 void settings_read(struct settings *s, int argc, char **argv)
@@ -304,13 +334,13 @@ void settings_read(struct settings *s, int argc, char **argv)
     if (masquerading) {
         snprintf(called, sizeof called, "%s", name);
         argv[0] = called;
+        leave_out_links(s, called);
     } else if (at < argc && !s->hosts && is_distributor(s, argv + at, argc - at)) {
         s->hosts = argv[at++];
     }
     if (at >= argc)
         usage("no command is given", "");
-    if (!s->hosts)
-        s->hosts = default_hosts();
+    s->hosts = without_name(s->hosts ? s->hosts : default_hosts());
     s->command = argv + at;
     s->count = argc - at;
 }
