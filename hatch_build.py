@@ -20,6 +20,8 @@ ROOMS = ("protocol", "distributor", "agent", "control")
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if platform.system() != "Linux":
+            raise SystemExit("dwrap: cannot build: this is not Linux; build it on Linux")
         root = Path(self.root)
         subprocess.run(["make", "--no-print-directory", "-C", str(root), "programs"], check=True)  # noqa: S603, S607
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -38,6 +40,3 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             link = package / room
             if not link.is_symlink():
                 os.symlink(os.path.relpath(root / room, package), link)
-
-
-assert platform.system() == "Linux", "dwrap: cannot build: this is not Linux; build it on Linux"

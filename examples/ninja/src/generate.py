@@ -21,7 +21,10 @@ def main(table: Path, header: Path, source: Path) -> None:
         + f"extern const char *const {name}_names[];\n"
     )
     upper = name.upper()
-    cells = "".join(f"    [{upper}_STATE_{s.upper()}][{upper}_EVENT_{e.upper()}] = {upper}_STATE_{n.upper()} + 1,\n" for s, e, n in rows)
+    cells = "".join(
+        f"    [{upper}_STATE_{state.upper()}][{upper}_EVENT_{event.upper()}] = {upper}_STATE_{then.upper()} + 1,\n"
+        for state, event, then in rows
+    )
     source.write_text(
         f'#include "{header.name}"\n'
         f"static const int table[{upper}_STATE_COUNT][{upper}_EVENT_COUNT] = {{\n{cells}}};\n"

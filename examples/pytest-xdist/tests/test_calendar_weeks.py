@@ -1,8 +1,7 @@
 import datetime
 
-import pytest
-
 import calendar_weeks
+import pytest
 
 
 @pytest.mark.parametrize("year", range(1990, 2030))
