@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Wrapper:
         self.state = directory / "state"
         self.runtime = directory / "runtime"
         self.runtime.mkdir(mode=0o700, exist_ok=True)
+        self.prefix: list[str] = []  # a program that starts it in another surrounding
         self.env = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(directory),
@@ -49,7 +50,7 @@ class Wrapper:
         rest.setdefault("stdout", subprocess.PIPE)
         rest.setdefault("stderr", subprocess.PIPE)
         rest.setdefault("cwd", self.directory)
-        return subprocess.Popen([self.program, *words], env={**self.env, **(env or {})}, **rest)  # noqa: S603
+        return subprocess.Popen([*self.prefix, self.program, *words], env={**self.env, **(env or {})}, **rest)  # noqa: S603
 
     def run(self, *words: str | bytes, env: Mapping[str, str] | None = None, **rest: Any) -> subprocess.CompletedProcess[bytes]:
         """Runs it to its end. `data` is what it finds on stdin."""
@@ -87,6 +88,24 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def dwrap(program: Path, tmp_path: Path) -> Wrapper:
     return Wrapper(program, tmp_path)
+
+
+@pytest.fixture
+def capped(dwrap: Wrapper) -> Iterator[Wrapper]:
+    """The wrapper with semaphores of its own: the cap is machine-wide, and other tests run beside this one."""
+    with subprocess.Popen(["unshare", "--ipc", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:  # noqa: S607
+        assert holder.stdin
+        assert holder.stdout
+        try:
+            holder.stdin.write(b"x")
+            holder.stdin.flush()
+        except BrokenPipeError:
+            pytest.skip("semaphores of its own need root")
+        if holder.stdout.read(1) != b"x":
+            pytest.skip("semaphores of its own need root")
+        dwrap.prefix = ["nsenter", f"--ipc=/proc/{holder.pid}/ns/ipc"]
+        yield dwrap
+        holder.stdin.close()
 
 
 def clang() -> str:

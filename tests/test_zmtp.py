@@ -1,0 +1,79 @@
+"""The wrapper's ZMTP decoder and the C fields parser: golden vectors, and a bounded fuzz run that can find a bug.
+
+DWRAP_FUZZ_SECONDS (5) bounds the run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from wrapper_program import ROOT, SANITIZE, build, clang
+
+VECTORS = ROOT / "protocol" / "vectors.txt"
+SECONDS = int(os.environ.get("DWRAP_FUZZ_SECONDS", "5"))
+FUZZER = ["tests/c/fuzz_zmtp.c", "wrapper/zmtp.c"]
+
+
+def test_golden_vectors_and_bad_peers(tmp_path: Path) -> None:
+    try:
+        program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", "wrapper/zmtp.c"], *SANITIZE)
+    except subprocess.CalledProcessError:
+        program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", "wrapper/zmtp.c"])
+    done = subprocess.run([program, VECTORS], capture_output=True, text=True)  # noqa: S603
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert re.fullmatch(r"[0-9]{3,} checks, 0 failures\n", done.stdout)
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Path:
+    """The golden vectors as inputs: all bits of the first byte set, so a handshake goes before and the rest comes in one piece."""
+    directory = tmp_path / "seeds"
+    directory.mkdir()
+    wires = [line.split()[1] for line in VECTORS.read_text().splitlines() if line.startswith("wire ")]
+    for number, wire in enumerate(wires):
+        (directory / str(number)).write_bytes(b"\xff" + bytes.fromhex(wire))
+    return directory
+
+
+def fuzz(program: Path, seeds: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    (seeds.parent / "corpus").mkdir(exist_ok=True)
+    bounds = [f"-max_total_time={SECONDS}", "-max_len=4096", "-len_control=0", "-print_final_stats=1", *options]
+    command = [program, *bounds, seeds.parent / "corpus", seeds]
+    return subprocess.run(command, capture_output=True, text=True, cwd=seeds.parent, timeout=SECONDS + 60)  # noqa: S603
+
+
+def test_fuzzing_finds_nothing(tmp_path: Path, seeds: Path) -> None:
+    program = build(clang(), tmp_path / "fuzz", FUZZER, "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
+    done = fuzz(program, seeds)
+    assert done.returncode == 0, done.stderr[-4000:]
+    runs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert runs
+    print(f"{runs[1]} executions; lines of the parsers covered by what they found:")
+    print(coverage(tmp_path, [seeds, tmp_path / "corpus"]))
+    assert int(runs[1]) > 1000
+
+
+def coverage(tmp_path: Path, corpora: list[Path]) -> str:
+    """llvm-cov's table for the decoder and the fields parser; or why there is none."""
+    profdata, cov = shutil.which("llvm-profdata"), shutil.which("llvm-cov")
+    if not profdata or not cov:
+        return "(llvm-cov is not installed)"
+    program = build(clang(), tmp_path / "covered", FUZZER, "-g", "-fsanitize=fuzzer", "-fprofile-instr-generate", "-fcoverage-mapping")
+    raw = tmp_path / "raw"
+    subprocess.run([program, "-runs=0", *corpora], env={**os.environ, "LLVM_PROFILE_FILE": str(raw)}, capture_output=True, check=True)  # noqa: S603
+    subprocess.run([profdata, "merge", raw, "-o", tmp_path / "data"], check=True)  # noqa: S603
+    command = [cov, "report", program, f"-instr-profile={tmp_path / 'data'}", "wrapper/zmtp.c", "protocol/fields.h"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S603
+
+
+def test_fuzzing_finds_a_planted_overflow(tmp_path: Path, seeds: Path) -> None:
+    program = build(clang(), tmp_path / "planted", FUZZER, "-g", "-O1", "-DPLANTED_BUG", "-fsanitize=fuzzer,address,undefined")
+    done = fuzz(program, seeds, "-max_total_time=60")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
