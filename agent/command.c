@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static bool take_identity(const struct spec *spec)
@@ -43,14 +44,28 @@ static void take_nice(const struct spec *spec)
         errno = 0;
 }
 
+/* The two signals that glibc keeps for itself: posix_spawn ignores them in us, and its sigaction refuses to touch them. */
+static void reset_libc_signals(void)
+{
+    struct { /* the kernel's own struct sigaction, all default */
+        void *handler;
+        unsigned long flags;
+        void *restorer;
+        unsigned long mask;
+    } action = { 0 };
+    for (int number = 32; number <= 33; number++)
+        syscall(SYS_rt_sigaction, number, &action, NULL, sizeof action.mask);
+}
+
 static void take_signals(const struct spec *spec)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
     for (int number = 1; number < NSIG; number++) {
         bool ignored = number < 64 && (spec->ignored >> number & 1);
         action.sa_handler = ignored ? SIG_IGN : SIG_DFL;
-        sigaction(number, &action, NULL); /* refused for KILL, STOP and libc's own: as it should be */
+        sigaction(number, &action, NULL); /* refused for KILL and STOP: as it should be */
     }
+    reset_libc_signals();
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
