@@ -119,7 +119,7 @@ def test_signal_ends_a_command_that_does_not(start, number: signal.Signals) -> N
 
 
 def test_wrapper_lives_until_the_command_has_cleaned_up(start) -> None:  # type: ignore[no-untyped-def]
-    job = start("trap 'sleep 0.5; echo clean; exit 0' TERM; echo started; while :; do sleep 0.05; done")
+    job = start("trap 'sleep 0.5; echo clean; exit 0' TERM; sleep 1000 & echo started; wait")
     job.wait_for(b"started")
     job.signal(signal.SIGTERM)
     assert job.end() == (0, b"clean\n", b"")

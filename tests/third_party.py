@@ -47,8 +47,8 @@ class Project:
 PROJECTS = [
     Project(
         "libjsoncpp", "CMake",
-        "cmake -G Ninja -B build -DCMAKE_BUILD_TYPE=Release",
-        "cmake -G Ninja -B build -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER_LAUNCHER=dwrap -DCMAKE_CXX_LINKER_LAUNCHER=dwrap"
+        "cmake -G Ninja -B build -DCMAKE_BUILD_TYPE=Release -DCCACHE_EXECUTABLE=",
+        "cmake -G Ninja -B build -DCMAKE_BUILD_TYPE=Release -DCCACHE_EXECUTABLE= -DCMAKE_CXX_COMPILER_LAUNCHER=dwrap -DCMAKE_CXX_LINKER_LAUNCHER=dwrap"
         " -DCMAKE_TEST_LAUNCHER=dwrap",
         f"ninja {JOBS} -C build", "ctest --test-dir build --output-on-failure", "ninja -C build -n", "no work to do",
     ),
@@ -112,10 +112,10 @@ def build_plainly(project: Project, place: Path) -> tuple[dict[str, str], float]
 
 
 def tools() -> dict[str, str]:
-    """An environment with our programs and the venv's build tools first on PATH, and no setting of the user's own."""
+    """An environment with our programs and the venv's build tools first on PATH, no cache, and no setting of the user's own."""
     path = [str(Path(DWRAP).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DWRAP", "CCACHE", "FORCE_", "MAKE", "MFLAGS"))}
-    return {**kept, "PATH": os.pathsep.join(path), "LC_ALL": "C.UTF-8"}
+    return {**kept, "PATH": os.pathsep.join(path), "LC_ALL": "C.UTF-8", "CCACHE_DISABLE": "1"}
 
 
 def build_through_dwrap(project: Project, place: Path, farm: Farm) -> tuple[dict[str, str], str]:
