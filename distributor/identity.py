@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 _UNIX_PREFIX: Final = "localhost:"  # libzmq's name for the address of a Unix peer; a TCP peer's is numeric
@@ -97,6 +98,14 @@ def is_loopback_endpoint(endpoint: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=1)
+def _netlink() -> socket.socket:
+    """The socket on which the kernel is asked; for one thread at a time."""
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
+    netlink.settimeout(1.0)
+    return netlink
+
+
 def _borrow(fd: int) -> socket.socket:
     """A socket object on a duplicate, so that closing it leaves libzmq's descriptor alone."""
     copy = os.dup(fd)
@@ -122,10 +131,13 @@ def _owner(source: Address, source_port: int, target: Address, target_port: int)
     who = struct.pack("!HH", source_port, target_port) + source.packed.ljust(16, b"\0") + target.packed.ljust(16, b"\0")
     request = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE) + who + struct.pack("=I", 0) + _NO_COOKIE
     header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(1.0)
+    try:
+        netlink = _netlink()
         netlink.send(header + request)
         answer = netlink.recv(4096)
+    except OSError:
+        _netlink.cache_clear()  # an answer that comes later must not be taken for that to the next question
+        raise
     (kind,) = struct.unpack_from("=H", answer, 4)
     if kind == _NLMSG_ERROR:
         (code,) = struct.unpack_from("=i", answer, 16)

@@ -28,6 +28,8 @@ _VERB = re.compile(rb"[A-Z]{1,16}\Z")
 _KEY = re.compile(rb"[a-z0-9_]{1,32}\Z")
 _NAME = re.compile(rb"[0-9A-Za-z._-]{1,64}\Z")
 _NUMBER = re.compile(rb"[0-9]{1,18}\Z")
+_MAX_KNOWN_KEYS: Final = 1_024
+_known_keys: set[bytes] = set()  # keys that were found well-formed: the same few dozen come in every message
 
 Value = bytes | str | int
 FieldsIn = Iterable[tuple[str, Value]]
@@ -136,10 +138,18 @@ def decode_fields(frame: bytes) -> Fields:
         if known is not None:
             known.append(value)
             continue
-        if not equals or not _KEY.match(key):
+        if not equals or (key not in _known_keys and not _is_key(key)):
             raise ProtocolError("a field is not of the form key=value")
         pairs[key] = [value]
     return Fields(pairs)
+
+
+def _is_key(key: bytes) -> bool:
+    if not _KEY.match(key):
+        return False
+    if len(_known_keys) < _MAX_KNOWN_KEYS:
+        _known_keys.add(key)
+    return True
 
 
 def encode(verb: str, pairs: FieldsIn = (), *bodies: bytes) -> list[bytes]:

@@ -30,7 +30,7 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
             continue
         found = _RULE.match(line)
         if not found or found["kind"] not in KINDS:
-            raise ValueError(f"rules.def, line {number}: not of the form RULE(KIND, \"pattern\", \"why\")")
+            raise ValueError(f'rules.def, line {number}: not of the form RULE(KIND, "pattern", "why")')
         rules.append(Rule(found["kind"], found["pattern"], found["why"]))
     return tuple(rules)
 
