@@ -17,7 +17,8 @@ def main(table: Path, header: Path, source: Path) -> None:
         f"/* Made from {table.name}. */\n#pragma once\n"
         + enum(f"{name}_state", states)
         + enum(f"{name}_event", events)
-        + f"/* The next state, or -1 where the event means nothing. */\nint {name}_next(enum {name}_state state, enum {name}_event event);\n"
+        + "/* The next state, or -1 where the event means nothing. */\n"
+        + f"int {name}_next(enum {name}_state state, enum {name}_event event);\n"
         + f"extern const char *const {name}_names[];\n"
     )
     upper = name.upper()
