@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from dwrap.protocol import messages
 program = wrapper_program.program
 dwrap = wrapper_program.dwrap
 FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "2"}
+DEADLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @pytest.mark.parametrize("endpoint", ["tcp", "ipc", "tcp6", "name"])
@@ -54,7 +56,7 @@ def test_submit_says_what_the_distributor_must_know(dwrap: Wrapper) -> None:
 
 def test_build_is_named_after_an_ancestor(dwrap: Wrapper) -> None:
     with FakeDistributor(offer_then(result())) as d:
-        subprocess.run(["/bin/sh", "-c", f"{dwrap.program} {d.address} true; :"], env=dwrap.env, check=True)  # noqa: S603
+        subprocess.run(["/bin/sh", "-c", f"{dwrap.program} {d.address} true; :"], env=dwrap.env, check=True)
         name = d.by_verb("SUBMIT")[0][1].text("build")
     assert f".{os.getpid()}." in name
     assert name.endswith("@" + os.uname().nodename)
@@ -63,10 +65,10 @@ def test_build_is_named_after_an_ancestor(dwrap: Wrapper) -> None:
 def test_go_carries_argv_and_environment_byte_for_byte(dwrap: Wrapper) -> None:
     words = [b"", b"a b", b"quote\"'", b"new\nline", b"\xff\xfe", b"x" * 100_000]
     with FakeDistributor(offer_then(result())) as d:
-        environment = {**os.environ, **dwrap.env, "EMPTY": "", "odd name": "1", "DISPLAY": ":0", "DWRAP_VERBOSE": "0", "LONG": "y" * 100_000}
+        environment = {**os.environ, **dwrap.env, "EMPTY": "", "odd name": "1", "DISPLAY": ":0", "DWRAP_VERBOSE": "0", "LONG": "y" * 10**5}
         environment["MAKEFLAGS"] = " -j8 --jobserver-auth=3,4 -- A=b\\ -j4"
         environment["CARGO_MAKEFLAGS"] = "-j --jobserver-fds=5,6 --jobserver-auth=5,6"
-        subprocess.run([dwrap.program, d.address, "cmd", *words], env=environment, check=True)  # noqa: S603
+        subprocess.run([dwrap.program, d.address, "cmd", *words], env=environment, check=True)
         argv, env = (messages.decode_strings(body) for body in d.by_verb("GO")[0][2])
     assert argv == [b"cmd", *words]
     sent = dict(entry.split(b"=", 1) for entry in env)
@@ -85,7 +87,7 @@ def test_go_carries_the_process(dwrap: Wrapper) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     with FakeDistributor(offer_then(result())) as d, (dwrap.directory / "in").open("wb+") as file:
-        dwrap.run(d.address, "cmd", env=FAIL, preexec_fn=prepare, stdin=file, stderr=subprocess.STDOUT)  # noqa: PLW1509
+        dwrap.run(d.address, "cmd", env=FAIL, preexec_fn=prepare, stdin=file, stderr=subprocess.STDOUT)
         go = d.by_verb("GO")[0][1]
     assert (go.text("umask"), go.signed("nice"), go.number("gid")) == ("027", os.nice(0) + 5, os.getegid())
     assert "nofile:100:200" in go.texts("limit")
@@ -96,7 +98,7 @@ def test_go_carries_the_process(dwrap: Wrapper) -> None:
 def test_streams_that_are_closed_or_null(dwrap: Wrapper) -> None:
     with FakeDistributor(offer_then(result(256 * 7))) as d:
         line = f"exec {dwrap.program} {d.address} cmd <&- >&- 2>/dev/null"
-        done = subprocess.run(["/bin/sh", "-c", line], env=dwrap.env | FAIL)  # noqa: S603
+        done = subprocess.run(["/bin/sh", "-c", line], env=dwrap.env | FAIL)
         go = d.by_verb("GO")[0][1]
     assert done.returncode == 7
     assert (go.text("stdin"), go.text("stdout"), go.text("stderr")) == ("closed", "closed", "null")
@@ -142,7 +144,7 @@ def test_verbose_says_one_line(dwrap: Wrapper) -> None:
     assert done.stderr == b"dwrap: g++ ran on a1: queued 3 ms, ran 512 ms, flushed 2 ms\n"
 
 
-def credit_script(pieces: int, size: int, problems: list[str]) -> object:
+def credit_script(pieces: int, size: int, problems: list[str]) -> Callable[[Message], Script]:
     """Sends `pieces` of stdout as the credit allows, never beyond it."""
 
     def script(_submit: Message) -> Script:
@@ -166,7 +168,7 @@ def credit_script(pieces: int, size: int, problems: list[str]) -> object:
 def test_much_output_to_a_slow_reader(dwrap: Wrapper) -> None:
     problems: list[str] = []
     size, pieces = 32_768, 300
-    with FakeDistributor(credit_script(pieces, size, problems)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:  # type: ignore[arg-type]
+    with FakeDistributor(credit_script(pieces, size, problems)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
         d.wait_for("GO")
         assert process.stdout is not None
         got = b"".join(iter(lambda: process.stdout.read(5000), b""))  # type: ignore[union-attr]
@@ -234,7 +236,7 @@ def test_output_beyond_the_rules_ends_it(dwrap: Wrapper, reply: tuple[object, ..
         assert dwrap.run(d.address, "cmd", env=FAIL).returncode == 125
 
 
-def input_script(limits: list[int], taken: int) -> object:
+def input_script(limits: list[int], taken: int) -> Callable[[Message], Script]:
     """Gives stdin credit in steps, waits until it is used or the input ends, and says how much was taken."""
 
     def script(_submit: Message) -> Script:
@@ -256,7 +258,7 @@ def input_script(limits: list[int], taken: int) -> object:
 
 def test_stdin_never_exceeds_its_credit(dwrap: Wrapper) -> None:
     data = os.urandom(20_000)
-    with FakeDistributor(input_script([4096, 10_000, 30_000], 20_000)) as d:  # type: ignore[arg-type]
+    with FakeDistributor(input_script([4096, 10_000, 30_000], 20_000)) as d:
         assert dwrap.run(d.address, "cmd", env=FAIL, data=data).returncode == 0
         assert b"".join(m[2][0] for m in d.by_verb("INPUT")) == data
 
@@ -264,7 +266,7 @@ def test_stdin_never_exceeds_its_credit(dwrap: Wrapper) -> None:
 def test_of_a_pipe_only_the_credit_is_read(dwrap: Wrapper) -> None:
     read_end, write_end = os.pipe()
     os.write(write_end, b"y" * 10_000)
-    with FakeDistributor(input_script([4096], 0)) as d:  # type: ignore[arg-type]
+    with FakeDistributor(input_script([4096], 0)) as d:
         assert dwrap.run(d.address, "cmd", env=FAIL, stdin=read_end).returncode == 0
     assert len(os.read(read_end, 65_536)) == 10_000 - 4096
     os.close(read_end)
@@ -273,7 +275,7 @@ def test_of_a_pipe_only_the_credit_is_read(dwrap: Wrapper) -> None:
 
 def test_a_file_is_left_where_the_command_stopped(dwrap: Wrapper) -> None:
     (dwrap.directory / "in").write_bytes(bytes(range(256)) * 100)
-    with (dwrap.directory / "in").open("rb", buffering=0) as file, FakeDistributor(input_script([20_000], 1234)) as d:  # type: ignore[arg-type]
+    with (dwrap.directory / "in").open("rb", buffering=0) as file, FakeDistributor(input_script([20_000], 1234)) as d:
         file.seek(100)
         assert dwrap.run(d.address, "cmd", env=FAIL, stdin=file).returncode == 0
         assert file.tell() == 1334
@@ -294,7 +296,7 @@ def test_a_void_go_is_answered_again(dwrap: Wrapper) -> None:
         assert [m[1].text("stamp") for m in d.by_verb("GO")] == ["old", "new"]
 
 
-def wait_for_signal_script(number: int) -> object:
+def wait_for_signal_script(number: int) -> Callable[[Message], Script]:
     def script(_submit: Message) -> Script:
         yield ("OFFER", [("stamp", "s1")])
         yield None
@@ -303,22 +305,21 @@ def wait_for_signal_script(number: int) -> object:
             assert message is not None
             if message[0] == "SIGNAL" and message[1].number("signal") == number:
                 break
-        yield result(number if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT) else 0)
+        yield result(number if number in DEADLY else 0)
 
     return script
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH])
+@pytest.mark.parametrize("number", [*DEADLY, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH])
 def test_signals_are_passed_on(dwrap: Wrapper, number: int) -> None:
-    with FakeDistributor(wait_for_signal_script(number)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:  # type: ignore[arg-type]
+    with FakeDistributor(wait_for_signal_script(number)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
         d.wait_for("GO")
         process.send_signal(number)
-        deadly = number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-        assert process.wait(10) == (-number if deadly else 0)
+        assert process.wait(10) == (-number if number in DEADLY else 0)
 
 
 def test_stop_and_continue(dwrap: Wrapper) -> None:
-    with FakeDistributor(wait_for_signal_script(signal.SIGCONT)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:  # type: ignore[arg-type]
+    with FakeDistributor(wait_for_signal_script(signal.SIGCONT)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
         d.wait_for("GO")
         process.send_signal(signal.SIGTSTP)
         _, status = os.waitpid(process.pid, os.WUNTRACED)

@@ -58,7 +58,8 @@ def test_forms_of_naming_the_distributor(dwrap: Wrapper, form: str) -> None:
         if form == "environment":
             env["DWRAP_HOST"] = plain
         elif form not in ("config", "config names"):
-            words = {"address": [d.address], "host:port": [plain], "-H": ["-H", plain], "named": ["farm"], "bare word": ["no-such-word"]}[form] + words
+            named = {"address": [d.address], "host:port": [plain], "-H": ["-H", plain], "named": ["farm"], "bare word": ["no-such-word"]}
+            words = named[form] + words
         if form == "bare word":
             done = dwrap.run("--explain", *words, env=env)
             assert b"no-such-word" in done.stdout
@@ -78,10 +79,10 @@ def test_masquerading(dwrap: Wrapper) -> None:
     links.mkdir()
     (links / "g++").symlink_to(dwrap.program)
     env = {**dwrap.env, "PATH": f"{links}:{real}:/usr/bin:/bin"}
-    here = subprocess.run([links / "g++", "-c", "-H"], env=env, capture_output=True)  # noqa: S603
+    here = subprocess.run([links / "g++", "-c", "-H"], env=env, capture_output=True)
     assert here.stdout == f"real {real}/g++ -c -H\n".encode()
     with FakeDistributor(offer_then(result(256 * 6))) as d:
-        there = subprocess.run([links / "g++", "--help"], env=env | FAIL | {"DWRAP_HOST": d.address, "DWRAP_REMOTE": "1"})  # noqa: S603
+        there = subprocess.run([links / "g++", "--help"], env=env | FAIL | {"DWRAP_HOST": d.address, "DWRAP_REMOTE": "1"})
         assert d.by_verb("GO")[0][2][0] == b"g++\0--help\0"
     assert there.returncode == 6
 
@@ -104,7 +105,10 @@ def test_inside_a_job_it_runs_in_place(dwrap: Wrapper) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["DWRAP_LOCAL=yes", "DWRAP_FALLBACK=never", "DWRAP_PATIENCE=-1", "DWRAP_PRIORITY=9", "DWRAP_LOCAL_SLOTS=0", "DWRAP_LABELS=arm64", "DWRAP_VERBOSE=2"],
+    [
+        "DWRAP_LOCAL=yes", "DWRAP_FALLBACK=never", "DWRAP_PATIENCE=-1", "DWRAP_PRIORITY=9", "DWRAP_LOCAL_SLOTS=0", "DWRAP_LABELS=arm64",
+        "DWRAP_VERBOSE=2",
+    ],
 )
 def test_bad_settings(dwrap: Wrapper, setting: str) -> None:
     name, _, value = setting.partition("=")
@@ -165,7 +169,7 @@ def test_path_arguments(dwrap: Wrapper, tmp_path_factory: pytest.TempPathFactory
     words = [
         f"{other}/src/a.c", f"-I{other}/inc", f"-I{other}/inc/deep", f"@{other}/args", f"-o{tree}/new.o", f"{tree}/work/x",
         "/usr/include", "-I/usr/../usr/include", "/no/such/thing", "/nothing", "relative/x", "--opt=/etc", f"{tree}/away/a.c", "/dev/null",
-    ]  # fmt: skip
+    ]
     with FakeDistributor(offer_then(result())) as d:
         dwrap.run(d.address, "cmd", *words, cwd=tree / "work", env=FAIL)
         paths = d.by_verb("SUBMIT")[0][1].texts("path")
@@ -196,12 +200,15 @@ def test_a_directory_that_is_gone(dwrap: Wrapper) -> None:
     gone = dwrap.directory / "gone"
     gone.mkdir()
     line = f"cd {gone} && rmdir {gone} && exec {dwrap.program} -H ipc:///nobody sh -c 'exit 4'"
-    assert subprocess.run(["/bin/sh", "-c", line], env=dwrap.env | FAIL, stderr=subprocess.DEVNULL).returncode == 4  # noqa: S603
+    assert subprocess.run(["/bin/sh", "-c", line], env=dwrap.env | FAIL, stderr=subprocess.DEVNULL).returncode == 4
 
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [(["no-such-command"], 127), (["./none"], 127), (["./plain"], 126), ([""], 127), (["."], 126), (["./our-script"], 8), (["our-script"], 8)],
+    [
+        (["no-such-command"], 127), (["./none"], 127), (["./plain"], 126), ([""], 127), (["."], 126), (["./our-script"], 8),
+        (["our-script"], 8),
+    ],
 )
 def test_status_of_commands_here(dwrap: Wrapper, words: list[str], status: int) -> None:
     (dwrap.directory / "plain").write_text("exit 9\n")

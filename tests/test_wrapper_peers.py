@@ -169,9 +169,9 @@ def test_a_list_is_tried_in_order(dwrap: Wrapper, short_dir: Path) -> None:
 
 def test_fail_retries_for_its_patience(dwrap: Wrapper, short_dir: Path) -> None:
     address = f"ipc://{short_dir}/late"
-    with dwrap.popen(address, "cmd", env={"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "20"}) as process:
-        with FakeDistributor(offer_then(result(256 * 4)), address):
-            assert process.wait(20) == 4
+    process = dwrap.popen(address, "cmd", env={"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "20"})
+    with FakeDistributor(offer_then(result(256 * 4)), address), process:
+        assert process.wait(20) == 4
 
 
 def test_a_frozen_distributor_before_go(dwrap: Wrapper) -> None:
@@ -233,7 +233,9 @@ def test_off_loopback_needs_a_word(dwrap: Wrapper) -> None:
     assert b"DWRAP_INSECURE=1" in done.stderr
 
 
-@pytest.mark.parametrize("address", ["tcp://:1", "tcp://h:0", "tcp://h:70000", "ipc://", "udp://h:1", "tcp://[::1:5", "tcp://a b:1", "ipc://" + "x" * 200])
+@pytest.mark.parametrize(
+    "address", ["tcp://:1", "tcp://h:0", "tcp://h:70000", "ipc://", "udp://h:1", "tcp://[::1:5", "tcp://a b:1", "ipc://" + "x" * 200]
+)
 def test_addresses_that_are_none(dwrap: Wrapper, address: str) -> None:
     done = dwrap.run("-H", address, "true")
     assert done.returncode == 125
