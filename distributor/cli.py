@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import click
 import zmq
+from prometheus_client import disable_created_metrics
 
 from dwrap.distributor import http, version
 from dwrap.distributor.broker import Broker
@@ -43,6 +45,20 @@ class _Lines(logging.Formatter):
         return json.dumps(line)
 
 
+def _read_config(context: click.Context, _: click.Parameter, file: Path | None) -> None:
+    """Takes the defaults of the other options from a TOML file: `listen = ["tcp://…"]`, `http`, `state`, `insecure`."""
+    if file is None:
+        return
+    try:
+        settings = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _die(f"cannot read {file}: {error}; correct it, or leave --config out")
+    known = {"listen": "endpoints", "http": "http_address", "state": "state", "insecure": "insecure"}
+    if unknown := sorted(settings.keys() - known.keys()):
+        _die(f"{file} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
+    context.default_map = {known[name]: value for name, value in settings.items()}
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--listen", "endpoints", multiple=True, metavar="ENDPOINT", default=[f"tcp://127.0.0.1:{DEFAULT_PORT}"], show_default=True,
@@ -52,13 +68,19 @@ class _Lines(logging.Formatter):
     "--http", "http_address", metavar="HOST:PORT|off", default=f"127.0.0.1:{DEFAULT_HTTP_PORT}", show_default=True,
     help="Where /metrics and /status.json are served.",
 )  # fmt: skip
+@click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), callback=_read_config, is_eager=True, expose_value=False,
+    help="TOML file with defaults of these options.",
+)  # fmt: skip
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch over restarts.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
 @click.version_option(version(), prog_name="dwrap-distributor")
 def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:
     """Takes jobs from `dwrap`, and hands them to agents."""
     _log_to_stderr()
-    _check_reach([*endpoints, *([] if http_address == "off" else [f"tcp://{http_address}"])], insecure)
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    http_at = _http_address(http_address)
+    _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
     _raise_descriptor_limit()
     secret = functools.partial(secrets.token_hex, _STAMP_BYTES)
     scheduler = Scheduler(secret)
@@ -67,7 +89,7 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     try:
         reports = Reports(scheduler, next_epoch(state, time.time_ns()))
         broker = Broker(context, endpoints, scheduler, reports, secret, insecure)
-        url, stop_http = _serve_http(http_address, broker, reports)
+        url, stop_http = _serve_http(http_at, broker, reports)
     except OSError as error:  # ZMQError is one too
         _die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,12 +122,19 @@ def next_epoch(state: Path | None, clock_ns: int) -> int:
     return epoch
 
 
-def _serve_http(address: str, broker: Broker, reports: Reports) -> tuple[str, Callable[[], None]]:
-    if address == "off":
-        return "", lambda: None
-    host, _, port = address.rpartition(":")
+def _http_address(text: str) -> tuple[str, int] | None:
+    if text == "off":
+        return None
+    host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
-        _die(f"--http {address} is not of the form HOST:PORT; say --http 127.0.0.1:{DEFAULT_HTTP_PORT}, or --http off")
+        _die(f"--http {text} is not of the form HOST:PORT; say --http 127.0.0.1:{DEFAULT_HTTP_PORT}, or --http off")
+    return host.strip("[]"), int(port)
+
+
+def _serve_http(address: tuple[str, int] | None, broker: Broker, reports: Reports) -> tuple[str, Callable[[], None]]:
+    """Returns the URL that is served and what stops it; nothing is served when there is no address."""
+    if address is None:
+        return "", lambda: None
 
     def status() -> bytes:
         return json.dumps(broker.ask(lambda: reports.status(broker.addresses)), indent=1).encode() + b"\n"
@@ -116,9 +145,11 @@ def _serve_http(address: str, broker: Broker, reports: Reports) -> tuple[str, Ca
         "/healthz": http.Page("text/plain; charset=utf-8", lambda: bytes(broker.ask(lambda: b"ok\n"))),
     }
     try:
-        return http.serve(host.strip("[]"), int(port), pages)
+        return http.serve(*address, pages)
     except OSError as error:
-        _die(f"cannot serve http on {address}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")
+        _die(
+            f"cannot serve http on {address[0]}:{address[1]}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off"
+        )
 
 
 def _check_reach(endpoints: list[str], insecure: bool) -> None:

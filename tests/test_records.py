@@ -1,0 +1,89 @@
+"""records.py: the history, its bound, and the story it tells."""
+
+from __future__ import annotations
+
+import pytest
+
+from dwrap.distributor.events import Fact, Record
+from dwrap.distributor.records import HISTORY_JOBS, MAX_REASONS, History, explain
+
+BEGIN: dict[str, Fact] = {
+    "uid": 1000,
+    "build": "b",
+    "command": "cc",
+    "cwd": "/srv",
+    "host": "desk",
+    "pid": 7,
+    "priority": 0,
+    "state": "queued",
+}
+
+
+def fold(history: History, job: str, *steps: tuple[str, dict[str, Fact]]) -> None:
+    history.fold(Record(10.0, job, "submitted", dict(BEGIN)))
+    for what, facts in steps:
+        history.fold(Record(11.0, job, what, facts))
+
+
+def entry_of(*steps: tuple[str, dict[str, Fact]]) -> dict[str, object]:
+    history = History(wall_offset=1_000.0)
+    fold(history, "j", *steps)
+    found = history.find("j")
+    assert isinstance(found, dict)
+    return found
+
+
+OFFERED = ("offered", {"agent": "a1", "state": "offered"})
+ASSIGNED = ("assigned", {"attempt": 1, "queued_ms": 5, "state": "assigned"})
+DONE = ("done", {"status": 256, "run_ms": 7, "error": "", "reason": "", "state": "settled"})
+
+
+@pytest.mark.parametrize(
+    ("steps", "where", "first"),
+    [
+        ((), "", "cc is queued"),
+        ((OFFERED,), "a1", "cc is offered on a1"),
+        ((OFFERED, ASSIGNED), "a1", "cc is assigned on a1: queued 5 ms"),
+        ((OFFERED, ASSIGNED, DONE), "a1", "cc ran on a1: queued 5 ms, ran 7 ms"),
+        ((("here", {"reason": "a rule"}),), "here", "cc ran where it was submitted: a rule"),
+        ((("unavailable", {"reason": "nobody"}),), "here", "cc found no agent: nobody"),
+        ((("refused", {"reason": "label"}),), "", "cc was refused: label"),
+        ((OFFERED, ("unanswered", {"state": "queued"})), "", "cc is queued"),
+        ((OFFERED, ASSIGNED, ("failed", {"reason": "lost"})), "a1", "cc failed to run, through no fault of its own: lost: queued 5 ms"),
+        ((OFFERED, ("cancelled", {"reason": "gone"})), "a1", "cc was cancelled by its submitter"),
+    ],
+)
+def test_stories(steps: tuple[tuple[str, dict[str, Fact]], ...], where: str, first: str) -> None:
+    entry = entry_of(*steps)
+    assert entry["where"] == where
+    assert explain(entry)[0] == first
+    assert entry["submitted_at"] == 1_010.0
+
+
+def test_the_history_is_bounded_and_keeps_the_newest() -> None:
+    history = History(0.0)
+    for number in range(HISTORY_JOBS + 100):
+        fold(history, f"job-{number}")
+    assert len(history.entries()) == HISTORY_JOBS
+    assert history.fold(Record(12.0, "job-0", "done", {})) is None
+    assert [entry["job"] for entry in history.entries(limit=2)] == [f"job-{HISTORY_JOBS + number}" for number in (98, 99)]
+    assert history.entries(limit=0) == []
+
+
+def test_reasons_are_bounded() -> None:
+    history = History(0.0)
+    for number in range(MAX_REASONS + 50):
+        fold(history, f"j{number}", ("here", {"reason": f"/tmp/{number}"}))
+    assert len(history.here_reasons) == MAX_REASONS
+    assert history.totals["here"] == MAX_REASONS + 50
+
+
+def test_finding_by_id_prefix_and_last() -> None:
+    history = History(0.0)
+    assert history.find("last") == "no job has been seen yet"
+    for job in ("abc1", "abd2"):
+        fold(history, job)
+    assert history.find("abc")["job"] == "abc1"  # type: ignore[index, call-overload]
+    assert history.find("last")["job"] == "abd2"  # type: ignore[index, call-overload]
+    assert str(history.find("ab")).startswith("2 jobs begin with ab")
+    assert str(history.find("zz")).startswith("no job zz")
