@@ -147,9 +147,8 @@ def _serve_http(address: tuple[str, int] | None, broker: Broker, reports: Report
     try:
         return http.serve(*address, pages)
     except OSError as error:
-        _die(
-            f"cannot serve http on {address[0]}:{address[1]}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off"
-        )
+        where = f"{address[0]}:{address[1]}"
+        _die(f"cannot serve http on {where}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")
 
 
 def _check_reach(endpoints: list[str], insecure: bool) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush
+from typing import TypeAlias
 
 from dwrap.distributor.events import AgentSpec, Load, Peer
 from dwrap.distributor.policy import Pool, pool_of
@@ -82,6 +83,14 @@ class Agent:
         return busy + _LAST_RESORT if self.is_short_of_memory else busy
 
 
+_Entry: TypeAlias = tuple[float, Peer, int, Agent]  # score, then the peer so that equals have an order, then the version
+
+
+def is_stale(entry: _Entry) -> bool:
+    """Whether the agent has changed since the entry was made."""
+    return entry[2] != entry[3].version
+
+
 class _Group:
     """The serving agents of one pool."""
 
@@ -89,22 +98,26 @@ class _Group:
 
     def __init__(self) -> None:
         self.agents: set[Agent] = set()
-        self.heap: list[tuple[float, Peer, int, Agent]] = []
+        self.heap: list[_Entry] = []
 
     def push(self, agent: Agent) -> None:
         if len(self.heap) > 4 * len(self.agents) + 64:
-            self.heap = [entry for entry in self.heap if entry[2] == entry[3].version]
+            self.heap = [entry for entry in self.heap if not is_stale(entry)]
             heapify(self.heap)
         if agent.has_room:
             heappush(self.heap, (agent.score, agent.peer, agent.version, agent))
 
-    def best(self) -> tuple[float, Peer, int, Agent] | None:
-        while self.heap:
-            entry = self.heap[0]
-            if entry[2] == entry[3].version:
-                return entry
-            heappop(self.heap)
-        return None
+    def best(self, avoid: Collection[str]) -> _Entry | None:
+        """The entry of the least loaded agent whose name is not to be avoided, or None."""
+        avoided: list[_Entry] = []
+        while self.heap and (is_stale(self.heap[0]) or self.heap[0][3].name in avoid):
+            entry = heappop(self.heap)
+            if not is_stale(entry):
+                avoided.append(entry)
+        found = self.heap[0] if self.heap else None
+        for entry in avoided:
+            heappush(self.heap, entry)
+        return found
 
 
 class Placement:
@@ -145,16 +158,17 @@ class Placement:
 
     def best(self, pools: Iterable[Pool], avoid: Collection[str] = ()) -> Agent | None:
         """The least loaded agent of these pools that has a free slot and whose name is not to be avoided, or None."""
-        if avoid:
-            able = [agent for agent in self.agents(pools) if agent.has_room and agent.name not in avoid]
-            return min(able, key=lambda agent: (agent.score, agent.peer), default=None)
-        found: tuple[float, Peer, int, Agent] | None = None
+        found: _Entry | None = None
         for pool in pools:
             group = self._groups.get(pool)
-            entry = group.best() if group else None
+            entry = group.best(avoid) if group else None
             if entry is not None and (found is None or entry < found):
                 found = entry
         return found[3] if found else None
+
+    def count(self, pools: Iterable[Pool]) -> int:
+        """How many serving agents these pools have."""
+        return sum(len(self._groups[pool].agents) for pool in pools if pool in self._groups)
 
     def agents(self, pools: Iterable[Pool]) -> list[Agent]:
         """The serving agents of these pools, in no order."""

@@ -20,7 +20,7 @@ from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import judge, pool_of
+from dwrap.distributor.policy import Pool, judge, pool_of
 from dwrap.distributor.timers import Timers
 from dwrap.distributor.waiting import WaitingRoom
 
@@ -126,7 +126,7 @@ class Scheduler:
     def _explained(self, event: e.Explained) -> None:
         verdict = judge(event.spec, event.uid, self._placement.pools)
         agent = self._placement.best(verdict.pools)
-        able = len(self._placement.agents(verdict.pools))
+        able = self._placement.count(verdict.pools)
         if not verdict.pools:
             where, reason = "here" if verdict.verb == "HERE" else "nowhere", verdict.reason
         elif agent is None:
@@ -338,8 +338,14 @@ class Scheduler:
                 self._offer(job, agent)
             elif not verdict.pools:
                 self._admit(job)
-            elif all(able.name in job.avoid for able in self._placement.agents(verdict.pools)):
+            elif self._has_been_everywhere(job, verdict.pools):
                 self._fail(job, f"every agent that may take it has refused it: {', '.join(job.avoid)}", safe=True)
+
+    def _has_been_everywhere(self, job: Job, pools: tuple[Pool, ...]) -> bool:
+        """Whether each agent that may take the job has rejected it. Names are unique, so mostly the numbers tell."""
+        if self._placement.count(pools) > len(job.avoid):
+            return False
+        return all(agent.name in job.avoid for agent in self._placement.agents(pools))
 
     def _offer(self, job: Job, agent: Agent) -> None:
         if job.peer is None:

@@ -254,6 +254,8 @@ class World:
         self.stories: dict[str, Story] = defaultdict(Story)
         self.covered: Counter[tuple[str, str]] = Counter()
         self._serials = itertools.count()
+        self._stopped_until = 0.0
+        self._backlog: list[e.Event] = []
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         secrets = itertools.count(1)
         self.scheduler = Scheduler(lambda: f"secret-{next(secrets)}")
@@ -283,8 +285,8 @@ class World:
         """Runs the schedule to its end. Raises Violation."""
         while self._due and self.now < ALL_DRAINED:
             deadline = self.scheduler.next_deadline()
-            if deadline is not None and deadline < self._due[0][0]:
-                self.now = max(self.now, deadline)
+            if deadline is not None and max(deadline, self._stopped_until) < self._due[0][0]:
+                self.now = max(self.now, deadline, self._stopped_until)
                 self.tell(e.Tick())
                 continue
             self.now, _, what = heapq.heappop(self._due)
@@ -298,7 +300,24 @@ class World:
     # ---- the scheduler's surroundings ----
 
     def tell(self, event: e.Event) -> None:
-        """One event into the scheduler; its actions go out; the invariants are checked."""
+        """One event into the scheduler, or into its socket's queue while it is stopped."""
+        if self.now >= self._stopped_until:
+            self._handle(event)
+        elif not isinstance(event, e.Tick):
+            self._backlog.append(event)
+
+    def stop_distributor(self) -> None:
+        """As by SIGSTOP: what arrives meanwhile is handled, late, when it goes on."""
+        self._stopped_until = self.now + self.random.uniform(0.1, 10)
+        self.at(self._stopped_until, self._go_on)
+
+    def _go_on(self) -> None:
+        backlog, self._backlog = self._backlog, []
+        for event in backlog:
+            self.tell(event)
+
+    def _handle(self, event: e.Event) -> None:
+        """Hands one event over; its actions go out; the invariants are checked."""
         job = self.scheduler.jobs.get(getattr(event, "job", ""))
         self.covered[type(event).__name__, job.state.value if job else "-"] += 1
         actions = self.scheduler.handle(event, self.now)
@@ -326,7 +345,7 @@ class World:
             link.down(action)
 
     def _fault(self) -> None:
-        self.random.choice(self.random.choice(self.agents).faults())()
+        self.random.choice([*self.random.choice(self.agents).faults(), self.stop_distributor])()
 
     # ---- invariants ----
 

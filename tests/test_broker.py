@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
+from dwrap.distributor import identity
 from dwrap.distributor.broker import Broker
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
@@ -64,11 +65,11 @@ class Peer:
 class House:
     """A broker in a thread, and peers that are closed in the end."""
 
-    def __init__(self, endpoints: list[str]) -> None:
+    def __init__(self, endpoints: list[str], insecure: bool = False) -> None:
         self.scheduler = Scheduler(lambda: os.urandom(8).hex())
         self.reports = Reports(self.scheduler, 42)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.broker = Broker(self.context, endpoints, self.scheduler, self.reports, lambda: os.urandom(8).hex())
+        self.broker = Broker(self.context, endpoints, self.scheduler, self.reports, lambda: os.urandom(8).hex(), insecure)
         self.thread = threading.Thread(target=self.broker.run)
         self.thread.start()
         self.peers: list[Peer] = []
@@ -280,6 +281,25 @@ def test_strangers_get_nowhere(house: House, prefix: bytes) -> None:
         raw.sendall(prefix)
         assert house.peer().ask(what="status")["totals"] == before
     assert house.peer().ask(what="agents") == {"agents": []}
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_peers_without_an_identity(short_dir: Path, monkeypatch: pytest.MonkeyPatch, insecure: bool) -> None:
+    house = House(["tcp://127.0.0.1:0", f"ipc://{short_dir}/d"], insecure)
+    try:
+        own = os.getuid() or 1000
+        house.agent("own", house.broker.addresses[1], serves=own)
+        monkeypatch.setattr(identity, "of_tcp_peer", lambda fd: identity.Identity(None, why="it comes from afar"))
+        peer = house.peer()
+        peer.say("SUBMIT", version=1, job="far", cwd="/", command="cc", build="b")
+        if insecure:
+            peer.hear("OFFER")
+        else:
+            assert "from afar" in peer.hear("REFUSED").text("reason")
+            peer.say("SUBMIT", version=1, job="far", cwd="/", command="cc", build="b")
+            wait_until(lambda: house.broker.ask(lambda: len(house.broker._links.by_peer)) == 1)
+    finally:
+        house.close()
 
 
 def test_drain_needs_the_token_that_was_told(house: House) -> None:
