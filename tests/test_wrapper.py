@@ -329,6 +329,19 @@ def test_stop_and_continue(dwrap: Wrapper) -> None:
         assert process.wait(10) == 0
 
 
+def test_time_spent_stopped_is_no_silence(dwrap: Wrapper) -> None:
+    """A desktop that slept for longer than the patience does not lose its commands."""
+    with FakeDistributor(wait_for_signal_script(signal.SIGUSR1)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
+        d.wait_for("GO")
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+        process.send_signal(signal.SIGCONT)
+        d.wait_for("SIGNAL")
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(10) == 0
+
+
 def test_a_signal_before_go_just_ends_it(dwrap: Wrapper) -> None:
     def script(_submit: Message) -> Script:
         yield ("QUEUED", [("ahead", 1)])

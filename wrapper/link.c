@@ -100,7 +100,7 @@ enum link_status link_open(struct link *l, const struct address *address, bool i
     l->fd = -1;
     l->name = address->text;
     l->out_start = l->out_end = 0;
-    l->heard_ms = l->pinged_ms = now_ms();
+    l->heard_ms = l->pinged_ms = l->asked_ms = now_ms();
     const char *problem = address_resolve(address, deadline_ms, &endpoints);
     if (problem)
         return fault(l, now_ms() >= deadline_ms ? LINK_SILENT : LINK_UNREACHABLE, problem);
@@ -267,5 +267,7 @@ void link_keep_alive(struct link *l, int64_t now)
         return;
     zmtp_ping(ping);
     put(l, ping, sizeof ping);
+    if (l->asked_ms <= l->heard_ms)
+        l->asked_ms = now;
     l->pinged_ms = now;
 }

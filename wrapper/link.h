@@ -30,7 +30,9 @@ struct link {
     int fd;
     const char *name; /* the address, for messages */
     char why[REASON_BYTES]; /* what is wrong, unless LINK_FINE */
-    int64_t heard_ms, pinged_ms;
+    int64_t heard_ms;  /* when the last bytes came */
+    int64_t asked_ms;  /* when the first PING since then was sent; earlier than heard_ms: none was */
+    int64_t pinged_ms; /* when the last PING was sent */
     size_t out_start, out_end;
     char out[LINK_OUT_BYTES];
     struct zmtp zmtp;
@@ -68,5 +70,11 @@ enum link_status link_await(struct link *l, struct message *m, int64_t deadline_
 
 /* Queues a PING when nothing was heard for a while. */
 void link_keep_alive(struct link *l, int64_t now);
+
+/* For how long has the peer owed an answer? Time in which nobody asked it (we were stopped, say) does not count. */
+static inline int64_t link_silence_ms(const struct link *l, int64_t now)
+{
+    return l->asked_ms > l->heard_ms ? now - l->asked_ms : 0;
+}
 
 #endif

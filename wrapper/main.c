@@ -94,7 +94,7 @@ __attribute__((noreturn)) static void finish(const struct settings *s, const cha
         break;
     }
     if (s->explain)
-        print_explanation("here: ", answer.reason);
+        print_explanation(answer.kind == ANSWER_UNAVAILABLE && s->fallback_fail ? "nowhere: " : "here: ", answer.reason);
     run_here(s, answer.reason, cwd);
 }
 

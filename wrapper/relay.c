@@ -17,6 +17,7 @@
 enum {
     CREDIT_STEP = DWRAP_INITIAL_OUTPUT_CREDIT / 2, /* credit is renewed in pieces of this size */
     SIGNAL_PATIENCE_MS = 2000,                     /* after a deadly signal, when nothing is heard any more */
+    ANSWER_MS = 1000,                              /* within which a PING is answered by whoever lives */
     STOP_FLUSH_MS = 200,
 };
 
@@ -217,7 +218,15 @@ static bool is_untouched(const struct relay *r)
 static void take_failure(struct relay *r, const char *reason, bool safe)
 {
     source_give_back(&r->in, 0);
-    end(r, safe && is_untouched(r) && !r->deadly ? ENDED_NEVER_RAN : ENDED_UNKNOWN, reason ? reason : "no reason was given");
+    end(r, r->deadly ? ENDED_BY_SIGNAL : safe && is_untouched(r) ? ENDED_NEVER_RAN : ENDED_UNKNOWN, reason ? reason : "no reason was given");
+    r->ending->status = r->deadly;
+}
+
+/* A GO that did not go whole is none, and an earlier one is void once there is a new OFFER. */
+static void answer_offer(struct relay *r, const char *stamp)
+{
+    if (go_send(r->link, r->job, stamp, &r->signals->inherited) != LINK_FINE)
+        end(r, is_untouched(r) ? ENDED_NEVER_RAN : ENDED_UNKNOWN, "the connection broke before the command was handed over");
 }
 
 static void take_message(struct relay *r, const struct message *m)
@@ -240,8 +249,7 @@ static void take_message(struct relay *r, const struct message *m)
     } else if (strcmp(m->verb, "REFUSED") == 0) {
         take_failure(r, reason, false);
     } else if (strcmp(m->verb, "OFFER") == 0 && fields_get(m->fields, "stamp")) {
-        if (go_send(r->link, r->job, fields_get(m->fields, "stamp"), &r->signals->inherited) != LINK_FINE)
-            end_broken(r);
+        answer_offer(r, fields_get(m->fields, "stamp"));
     }
 }
 
@@ -263,7 +271,6 @@ static void stop_here(struct relay *r)
     while (link_flush(r->link) == LINK_FINE && r->link->out_end > 0 && now_ms() < deadline)
         poll(&waiting, 1, STOP_FLUSH_MS);
     kill(getpid(), SIGSTOP);
-    r->link->heard_ms = r->link->pinged_ms = now_ms(); /* while we were stopped nothing could be heard */
 }
 
 static void take_signals(struct relay *r)
@@ -284,12 +291,12 @@ static void take_signals(struct relay *r)
 
 static void judge_silence(struct relay *r, int64_t now)
 {
-    int64_t silent = now - r->link->heard_ms;
-    if (r->deadly && silent >= SIGNAL_PATIENCE_MS && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
+    int64_t silent = link_silence_ms(r->link, now), patience = r->job->settings->patience_ms;
+    if (r->deadly && silent >= ANSWER_MS && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
         end(r, ENDED_BY_SIGNAL, "nobody answers");
         r->ending->status = r->deadly;
-    } else if (silent >= r->job->settings->patience_ms && silent >= SIGNAL_PATIENCE_MS) {
-        snprintf(r->link->why, sizeof r->link->why, "nothing was heard for %lld s", (long long)silent / 1000);
+    } else if (silent >= (patience > ANSWER_MS ? patience : ANSWER_MS)) {
+        snprintf(r->link->why, sizeof r->link->why, "nothing was heard for %lld s", (long long)(now - r->link->heard_ms) / 1000);
         end_broken(r);
     }
 }
@@ -381,9 +388,7 @@ void relay_run(struct link *l, const struct job *job, const char *stamp, struct 
     struct relay r = { .link = l, .job = job, .signals = signals, .ending = ending, .out = outputs };
     *ending = (struct ending){ 0 };
     start(&r);
-    if (go_send(l, job, stamp, &signals->inherited) != LINK_FINE)
-        end_broken(&r);
-    l->heard_ms = l->pinged_ms = now_ms();
+    answer_offer(&r, stamp);
     while (!r.over)
         step(&r);
     drain(&r);

@@ -11,7 +11,7 @@
 
 #include "wrapper/memory.h"
 
-enum { FIRST_WORD_MS = 1500, FIRST_WORD_AGAIN_MS = 60, SILENT_AFTER_MS = 2000, RETRY_MS = 250, HOSTS = 16 };
+enum { FIRST_WORD_MS = 1500, FIRST_WORD_AGAIN_MS = 60, ANSWER_MS = 1000, RETRY_MS = 250, HOSTS = 16 };
 
 static struct link connection; /* large: not on the stack */
 
@@ -64,14 +64,16 @@ static void run_to_end(struct job *job, const char *stamp, struct signals *signa
     }
 }
 
-/* The next message. Waits in steps, so that a PING is sent whenever nothing was heard for a while. */
+/* The next message. Waits in steps, so that a PING is sent after a second in which nothing was
+ * heard; when a second later nothing has come still, nobody is there. */
 static enum link_status next_message(struct message *m)
 {
     struct link *l = &connection;
     for (;;) {
         link_keep_alive(l, now_ms());
-        enum link_status status = link_await(l, m, now_ms() + PING_AFTER_MS / 2);
-        if (status != LINK_SILENT || now_ms() - l->heard_ms >= SILENT_AFTER_MS)
+        int64_t last = l->heard_ms > l->pinged_ms ? l->heard_ms : l->pinged_ms;
+        enum link_status status = link_await(l, m, last + PING_AFTER_MS);
+        if (status != LINK_SILENT || link_silence_ms(l, now_ms()) >= ANSWER_MS)
             return status;
     }
 }

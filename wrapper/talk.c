@@ -66,7 +66,7 @@ const char *submit_fields(const struct job *job, struct fields_out *out)
     if (s->explain)
         fields_add(out, "explain", "1");
     add_labels(out, s->labels);
-    return add_paths(out, s->command, s->count, job->cwd);
+    return s->count > DWRAP_MAX_STRINGS ? "it has too many arguments" : add_paths(out, s->command, s->count, job->cwd);
 }
 
 static void add_limits(struct fields_out *out)
