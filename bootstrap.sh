@@ -18,10 +18,11 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-wanted=$(missing | tr '\n' ' ')
-if [ -n "${wanted% }" ]; then
+wanted=$(missing | tr ' ' '\n' | sort -u | paste -sd ' ')
+if [ -n "$wanted" ]; then
     echo "dwrap: installing what is missing: $wanted"
-    if ! command -v apt-get >/dev/null 2>&1 || ! { as_root apt-get -qq update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $wanted; }; then
+    # shellcheck disable=SC2086 - the list is words
+    if ! { command -v apt-get >/dev/null 2>&1 && as_root apt-get -qq update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $wanted; }; then
         echo "dwrap: cannot set up: these Debian packages (or their like) are missing: $wanted; install them and run make again" >&2
         exit 1
     fi

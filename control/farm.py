@@ -81,6 +81,8 @@ class Daemon:
                 preexec_fn=_bound_to_parent(parting),
                 env=_daemon_environment(),
             )
+        except OSError as error:
+            raise ControlError(f"cannot start {argv[0]}: {str(error.strerror).lower()}; install dwrap again") from error
         finally:
             if sink:
                 sink.close()

@@ -45,7 +45,10 @@ def runtime_directory() -> Iterator[Path]:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if not os.path.isdir(base) or not os.access(base, os.W_OK) or len(base) > 60:
         base = "/tmp"  # noqa: S108 - mkdtemp makes it private
-    directory = Path(tempfile.mkdtemp(prefix="dwrap-up-", dir=base))
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="dwrap-up-", dir=base))
+    except OSError as error:
+        raise ControlError(f"cannot make a directory in {base}: {str(error.strerror).lower()}; make it writable") from error
     try:
         yield directory
     finally:
