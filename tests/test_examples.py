@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farm import Farm
+from farm import DWRAP, Farm
 
 from dwrap.control import records
 
@@ -80,10 +80,12 @@ def test_cmake_with_launchers(tmp_path: Path, farm: Farm) -> None:
 
 def test_cmake_with_the_wrapper_as_its_compiler(tmp_path: Path, farm: Farm) -> None:
     work = Workplace("cmake", tmp_path, farm)
-    work.run("cmake", "-G", "Ninja", "-B", "build", CXX=f"dwrap {farm.address} g++")
+    emulator = "-DCMAKE_CROSSCOMPILING_EMULATOR=dwrap"  # what runs tests before CMake 3.29
+    work.run("cmake", "-G", "Ninja", "-B", "build", emulator, CXX=f"dwrap {farm.address} g++")
     work.run("ninja", "-C", "build", "-j4")
     assert "no work to do" in work.run("ninja", "-C", "build")
-    work.expect(at_least=19 + 8, here=("probe", "asks"))
+    assert "100% tests passed" in work.run("ctest", "--test-dir", "build", "-j4", "--output-on-failure")
+    work.expect(at_least=19 + 8 + 7, here=("probe", "asks"))
 
 
 def test_meson(tmp_path: Path, farm: Farm) -> None:
@@ -116,6 +118,25 @@ def test_make(tmp_path: Path, farm: Farm) -> None:
     assert "Nothing to be done" in work.run("make", "CC=dwrap cc", "RUN=dwrap")
     work.expect(at_least=6 + 3 + 2)
     assert {"make_table", "test_sums"} <= set(work.commands())
+
+
+@needs("make")
+def test_make_with_every_line_through_the_wrapper(tmp_path: Path, farm: Farm) -> None:
+    work = Workplace("make", tmp_path, farm)
+    work.run("make", "-j4", f"SHELL={DWRAP}", ".SHELLFLAGS=/bin/sh -c", "all", "check")
+    work.expect(at_least=6 + 3 + 2)
+    assert {"sh"} == set(work.commands())
+
+
+@needs("make")
+def test_masquerading_as_the_compiler(tmp_path: Path, farm: Farm) -> None:
+    work = Workplace("make", tmp_path, farm)
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "cc").symlink_to(DWRAP)
+    work.run("make", "-j4", "all", "check", PATH=f"{links}{os.pathsep}{os.environ['PATH']}")
+    work.expect(at_least=6 + 3)
+    assert {"cc"} == set(work.commands())
 
 
 def test_ninja_with_a_generator(tmp_path: Path, farm: Farm) -> None:
