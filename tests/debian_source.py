@@ -64,7 +64,8 @@ def apt(arguments: list[str], where: Path) -> None:
     argv = ["apt-get", "-qq", *arguments]
     done = subprocess.run(argv, cwd=where, capture_output=True, text=True, timeout=FETCH_SECONDS)
     if done.returncode:
-        raise SourceError(f"apt-get {arguments[-1]} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}; check the network")
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SourceError(f"apt-get {arguments[-1]} failed: {last}; check the network")
 
 
 def apt_options() -> list[str]:
