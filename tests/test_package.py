@@ -60,6 +60,7 @@ def test_the_wheel_from_the_sdist_holds_programs_and_rooms_and_no_sources(wheel:
     assert set(scripts) == {"dwrap", "dwrap-runner"}
     assert all(info.external_attr >> 16 & 0o111 for info in scripts.values()), "a program is not executable"
     assert {name.split("/")[1] for name in infos if name.startswith("dwrap/")} == {"protocol", "distributor", "agent", "control"}
+    assert any(name.endswith("share/man/man1/dwrap.1") for name in infos)
     assert "dwrap/protocol/rules.def" in infos, "policy reads the rule table"
     assert not [name for name in infos if name.endswith((".c", ".h"))]
     assert re.search(r"-py3-none-(linux|manylinux)", wheel.name), wheel.name
