@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -347,3 +348,81 @@ def wait_until(holds: Callable[[], bool]) -> None:
         if holds():
             return
     raise AssertionError("it never came to hold")
+
+
+VERBS = [
+    "SUBMIT",
+    "GO",
+    "ACK",
+    "OUTPUT",
+    "CREDIT",
+    "INPUT",
+    "CLOSE",
+    "SIGNAL",
+    "QUERY",
+    "REGISTER",
+    "HEARTBEAT",
+    "LEAVING",
+    "REJECT",
+    "RESULT",
+    "OFFER",
+    "X",
+]
+KEYS = [
+    "version",
+    "job",
+    "stamp",
+    "cwd",
+    "command",
+    "build",
+    "attempt",
+    "name",
+    "slots",
+    "root",
+    "serves",
+    "token",
+    "what",
+    "agent",
+    "stream",
+    "status",
+    "error",
+    "running",
+    "priority",
+    "label",
+]
+WORDS = [
+    b"1",
+    b"0",
+    b"j",
+    b"/",
+    b"/srv",
+    b"any",
+    b"-3",
+    b"9" * 18,
+    b"9" * 30,
+    b"\xff\xfe",
+    b"",
+    b"j:1",
+    b"cwd",
+    b"jobs",
+    b"why",
+    b"a1",
+    b"stdin",
+]
+
+
+def test_nothing_that_is_said_ends_the_service(house: House) -> None:
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    peers = [house.peer() for _ in range(4)]
+    for _ in range(4_000):
+        fields = b"".join(key.encode() + b"=" + dice.choice(WORDS) + b"\0" for key in dice.sample(KEYS, dice.randint(0, len(KEYS))))
+        bodies = [dice.choice((b"", b"a\0", b"\xff"))] * dice.randint(0, 3)
+        raw = dice.random() < 0.05
+        dice.choice(peers).socket.send_multipart([dice.choice(VERBS).encode(), dice.randbytes(9) if raw else fields, *bodies])
+    for peer in peers:
+        peer.close()
+    wait_until(lambda: house.broker.ask(lambda: len(house.broker._links)) == 0)
+    assert house.peer().ask(what="status")["agents"] == []
+    assert not house.broker.ask(lambda: [job for job in house.scheduler.jobs.values() if job.peer is not None])
