@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,6 +61,18 @@ def test_build_is_named_after_an_ancestor(dwrap: Wrapper) -> None:
         name = d.by_verb("SUBMIT")[0][1].text("build")
     assert f".{os.getpid()}." in name
     assert name.endswith("@" + os.uname().nodename)
+
+
+def test_build_of_a_recursive_make_is_the_outermost(dwrap: Wrapper) -> None:
+    make = shutil.which("make")
+    if not make:
+        pytest.skip("make is not installed")
+    with FakeDistributor(offer_then(result())) as d:
+        (dwrap.directory / "Makefile").write_text(f"all:\n\t@+$(MAKE) inner; :\ninner:\n\t@{dwrap.program} {d.address} cmd; :\n")
+        with subprocess.Popen([make, "-s"], cwd=dwrap.directory, env=dwrap.env | FAIL) as process:
+            assert process.wait(20) == 0
+        name = d.by_verb("SUBMIT")[0][1].text("build")
+    assert name.startswith(f"make.{process.pid}.")
 
 
 def test_go_carries_argv_and_environment_byte_for_byte(dwrap: Wrapper) -> None:

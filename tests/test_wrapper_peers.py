@@ -233,6 +233,14 @@ def test_off_loopback_needs_a_word(dwrap: Wrapper) -> None:
     assert b"DWRAP_INSECURE=1" in done.stderr
 
 
+def test_the_word_is_answered_with_one_warning(dwrap: Wrapper) -> None:
+    first, second = (dwrap.run("tcp://192.0.2.1:7776", "echo", "here", env={"DWRAP_INSECURE": "1"}) for _ in range(2))
+    assert (first.stdout, second.stdout) == (b"here\n", b"here\n")
+    assert b"not encrypted" in first.stderr
+    assert first.stderr.count(b"\n") == 1
+    assert second.stderr == b""
+
+
 @pytest.mark.parametrize(
     "address", ["tcp://:1", "tcp://h:0", "tcp://h:70000", "ipc://", "udp://h:1", "tcp://[::1:5", "tcp://a b:1", "ipc://" + "x" * 200]
 )
