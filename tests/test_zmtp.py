@@ -24,7 +24,7 @@ def test_golden_vectors_and_bad_peers(tmp_path: Path) -> None:
         program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", "wrapper/zmtp.c"], *SANITIZE)
     except subprocess.CalledProcessError:
         program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", "wrapper/zmtp.c"])
-    done = subprocess.run([program, VECTORS], capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([program, VECTORS], capture_output=True, text=True)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert re.fullmatch(r"[0-9]{3,} checks, 0 failures\n", done.stdout)
@@ -45,7 +45,7 @@ def fuzz(program: Path, seeds: Path, *options: str) -> subprocess.CompletedProce
     (seeds.parent / "corpus").mkdir(exist_ok=True)
     bounds = [f"-max_total_time={SECONDS}", "-max_len=4096", "-len_control=0", "-print_final_stats=1", *options]
     command = [program, *bounds, seeds.parent / "corpus", seeds]
-    return subprocess.run(command, capture_output=True, text=True, cwd=seeds.parent, timeout=SECONDS + 60)  # noqa: S603
+    return subprocess.run(command, capture_output=True, text=True, cwd=seeds.parent, timeout=SECONDS + 60)
 
 
 def test_fuzzing_finds_nothing(tmp_path: Path, seeds: Path) -> None:
@@ -66,10 +66,10 @@ def coverage(tmp_path: Path, corpora: list[Path]) -> str:
         return "(llvm-cov is not installed)"
     program = build(clang(), tmp_path / "covered", FUZZER, "-g", "-fsanitize=fuzzer", "-fprofile-instr-generate", "-fcoverage-mapping")
     raw = tmp_path / "raw"
-    subprocess.run([program, "-runs=0", *corpora], env={**os.environ, "LLVM_PROFILE_FILE": str(raw)}, capture_output=True, check=True)  # noqa: S603
-    subprocess.run([profdata, "merge", raw, "-o", tmp_path / "data"], check=True)  # noqa: S603
+    subprocess.run([program, "-runs=0", *corpora], env={**os.environ, "LLVM_PROFILE_FILE": str(raw)}, capture_output=True, check=True)
+    subprocess.run([profdata, "merge", raw, "-o", tmp_path / "data"], check=True)
     command = [cov, "report", program, f"-instr-profile={tmp_path / 'data'}", "wrapper/zmtp.c", "protocol/fields.h"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_fuzzing_finds_a_planted_overflow(tmp_path: Path, seeds: Path) -> None:
