@@ -198,6 +198,7 @@ class Session:
     _running: dict[Key, _Running] = field(default_factory=dict)
     _attempt: dict[str, Key] = field(default_factory=dict)
     _kept: dict[Key, _Kept] = field(default_factory=dict)
+    _outbox: list[Send] = field(default_factory=list)
     _heartbeats: deque[float] = field(default_factory=deque)
 
     @property
@@ -268,6 +269,8 @@ class Session:
             self._ever_welcomed = True
             actions.append(Ready())
         actions.append(self._heartbeat((), now))  # echoes the token: only then may work come
+        actions += self._outbox
+        self._outbox.clear()
         for kept in self._kept.values():
             kept.sent = now
             actions.append(Send(kept.frames))
@@ -369,13 +372,13 @@ class Session:
         who: list[tuple[str, Value]] = [("job", job), ("attempt", attempt)]
         if event.kind == Kind.OUTPUT:
             pairs = [*who, ("stream", STREAM_NAMES[event.stream]), ("offset", event.number)]
-            return [_send("OUTPUT", pairs, event.payload)] if self.welcomed else []
+            return self._say(_send("OUTPUT", pairs, event.payload))
         if event.kind == Kind.CREDIT:
-            return [_send("CREDIT", [*who, ("stream", "stdin"), ("limit", event.number)])]
+            return self._say(_send("CREDIT", [*who, ("stream", "stdin"), ("limit", event.number)]))
         if event.kind == Kind.REJECTED and not state.lost:
             self._forget(event.key)
             reason = messages.one_line(event.payload.decode(errors="replace"))
-            return [_send("REJECT", [*who, ("reason", reason)]), Log("rejected", (("job", job), ("reason", reason)))]
+            return [*self._say(_send("REJECT", [*who, ("reason", reason)])), Log("rejected", (("job", job), ("reason", reason)))]
         outcome = event.payload if event.kind == Kind.ENDED and not state.lost else _infrastructure(state.lost)
         return self._settle(event.key, outcome, now)
 
@@ -385,6 +388,13 @@ class Session:
             return []
         log = Log("runner_lost", (("job", key[0]), ("attempt", key[1])))
         return [log, *self._settle(key, _infrastructure(state.lost or "the runner of the job died"), now)]
+
+    def _say(self, send: Send) -> list[Action]:
+        """Now, or after the next WELCOME, in order. What waits is bounded by the jobs' credit."""
+        if self.welcomed:
+            return [send]
+        self._outbox.append(send)
+        return []
 
     def _settle(self, key: Key, outcome: bytes, now: float) -> list[Action]:
         self._forget(key)

@@ -1,0 +1,174 @@
+"""dwrap-agent as a process, with a scripted ROUTER in the distributor's place: registration, a job, reconnection, drain, ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from dwrap.protocol import messages
+from dwrap.protocol.messages import Fields, Value
+
+AGENT = Path(sys.executable).parent / "dwrap-agent"
+SECONDS = 15.0
+
+
+class Distributor:
+    """Says what a test tells it to, and answers heartbeats."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoint = f"ipc://{folder}/d.sock"
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.agent = b""
+        self.open()
+
+    def open(self) -> None:
+        self.router = self.context.socket(zmq.ROUTER)
+        self.router.linger = 0
+        self.router.bind(self.endpoint)
+
+    def close(self) -> None:
+        self.router.close(linger=0)
+
+    def say(self, verb: str, *bodies: bytes, **fields: Value) -> None:
+        self.router.send_multipart([self.agent, *messages.encode(verb, fields.items(), *bodies)])
+
+    def hear(self, wanted: str) -> tuple[Fields, tuple[bytes, ...]]:
+        """The next message of that verb; others are passed over."""
+        deadline = time.monotonic() + SECONDS
+        while self.router.poll(int(max(0, deadline - time.monotonic()) * 1000)):
+            self.agent, *frames = self.router.recv_multipart()
+            verb, fields, bodies = messages.parse(frames)
+            if verb == "HEARTBEAT":
+                self.say("LEASE", epoch=1, lease_ms=10_000)
+            if verb == wanted:
+                return fields, tuple(bodies)
+        raise AssertionError(f"no {wanted} within {SECONDS} s")
+
+    def welcome(self) -> Fields:
+        fields, _ = self.hear("REGISTER")
+        self.say("WELCOME", epoch=1, token="secret", lease_ms=10_000)
+        return fields
+
+    def assign(self, script: str, job: str = "j1", claims: bytes = b"stdin=null\0", uid: int | None = None) -> None:
+        who = os.geteuid() if uid is None else uid
+        argv = messages.encode_strings([b"/bin/sh", b"-c", script.encode()])
+        self.say("ASSIGN", claims, argv, b"PATH=/usr/bin:/bin\0", job=job, attempt=1, epoch=1, uid=who, cwd="/", build="b")
+
+
+def start(*words: str, work: Path) -> subprocess.Popen[str]:
+    allow = ["--allow-root"] if os.geteuid() == 0 else []
+    argv = [str(AGENT), *words, "--name", "a", "--slots", "2", "--work", str(work), *allow]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def distributor(short_dir: Path) -> Iterator[Distributor]:
+    made = Distributor(short_dir)
+    yield made
+    made.close()
+    made.context.destroy(linger=0)
+
+
+@pytest.fixture
+def agent(distributor: Distributor, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = start(distributor.endpoint, work=tmp_path / "work")
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_registers_and_says_ready(distributor: Distributor, agent: subprocess.Popen[str]) -> None:
+    fields = distributor.welcome()
+    assert fields.text("serves") == ("any" if os.geteuid() == 0 else str(os.geteuid()))
+    assert (fields.text("name"), fields.number("slots"), fields.texts("root")) == ("a", 2, ("/",))
+    assert fields.text("tree") in ("pidns", "subreaper")
+    assert agent.stdout is not None
+    assert agent.stdout.readline() == "ready a slots=2\n"
+    beat, _ = distributor.hear("HEARTBEAT")
+    assert beat.text("token") == "secret"
+
+
+def test_a_job_whole(distributor: Distributor, agent: subprocess.Popen[str]) -> None:
+    distributor.welcome()
+    distributor.assign("read line; echo got $line; echo $DWRAP_JOB >&2; exit 3", claims=b"stdin=stream\0")
+    credit, _ = distributor.hear("CREDIT")
+    assert (credit.text("stream"), credit.number("limit")) == ("stdin", 4096)
+    distributor.say("INPUT", b"hello\n", job="j1", offset=0, eof=1)
+    fields, bodies = distributor.hear("OUTPUT")
+    assert (fields.text("stream"), fields.number("attempt"), bodies) == ("stdout", 1, (b"got hello\n",))
+    result, _ = distributor.hear("RESULT")
+    assert (os.WEXITSTATUS(result.number("status")), result.number("stdin_taken")) == (3, 6)
+    again, _ = distributor.hear("RESULT")
+    assert again.number("status") == result.number("status"), "kept until it is acknowledged"
+
+
+def test_jobs_of_others_are_rejected(distributor: Distributor, agent: subprocess.Popen[str]) -> None:
+    distributor.welcome()
+    distributor.assign("true", uid=54_321)
+    fields, _ = distributor.hear("REJECT")
+    assert "54321" in fields.text("reason")
+
+
+def test_a_job_lives_through_a_torn_connection(distributor: Distributor, agent: subprocess.Popen[str], tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    distributor.welcome()
+    distributor.assign(f"echo up; cat {gate}; echo down")
+    distributor.hear("OUTPUT")
+    distributor.close()
+    distributor.open()
+    assert distributor.welcome().texts("running") == ("j1:1",)
+    gate.write_bytes(b"")
+    fields, bodies = distributor.hear("OUTPUT")
+    assert (fields.number("offset"), bodies) == (3, (b"down\n",))
+    assert distributor.hear("RESULT")[0].number("status") == 0
+
+
+def test_term_drains_and_int_kills(distributor: Distributor, agent: subprocess.Popen[str], tmp_path: Path) -> None:
+    distributor.welcome()
+    distributor.assign("echo up; sleep 1000")
+    distributor.hear("OUTPUT")
+    agent.send_signal(signal.SIGTERM)
+    distributor.hear("LEAVING")
+    distributor.assign("true", job="j2")
+    assert "leaving" in distributor.hear("REJECT")[0].text("reason")
+    agent.send_signal(signal.SIGINT)
+    result, _ = distributor.hear("RESULT")
+    assert result.text("error") == "infrastructure"
+    distributor.say("ACK", job="j1", attempt=1)
+    assert agent.wait(SECONDS) == 0
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_refused_is_one_line_and_the_end(distributor: Distributor, agent: subprocess.Popen[str]) -> None:
+    distributor.hear("REGISTER")
+    distributor.say("REFUSED", reason="the name a is taken; choose another with --name")
+    _, errors = agent.communicate(timeout=SECONDS)
+    assert agent.returncode == 1
+    assert [line for line in errors.splitlines() if line.startswith("dwrap: ") and "is taken" in line]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("tcp://192.0.2.1:7776",), "another machine"),
+        (("udp://x",), "neither"),
+        (("ipc:///d.sock", "--root", "relative"), "not absolute"),
+        (("ipc:///d.sock", "--label", "nonsense"), "KEY=VALUE"),
+    ],
+)
+def test_what_it_does_not_start_with(words: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    process = start(*words, work=tmp_path / "work")
+    _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert errors.startswith("dwrap: cannot start: ")
+    assert text in errors
+    assert errors.count("\n") == 1
