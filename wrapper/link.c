@@ -101,6 +101,7 @@ enum link_status link_open(struct link *l, const struct address *address, bool i
     l->name = address->text;
     l->out_start = l->out_end = 0;
     l->heard_ms = l->pinged_ms = l->asked_ms = now_ms();
+    l->quiet_ms = PING_AFTER_MS;
     const char *problem = address_resolve(address, deadline_ms, &endpoints);
     if (problem)
         return fault(l, now_ms() >= deadline_ms ? LINK_SILENT : LINK_UNREACHABLE, problem);
@@ -263,7 +264,7 @@ enum link_status link_await(struct link *l, struct message *m, int64_t deadline_
 void link_keep_alive(struct link *l, int64_t now)
 {
     unsigned char ping[ZMTP_PING_BYTES];
-    if (now - l->heard_ms < PING_AFTER_MS || now - l->pinged_ms < PING_AFTER_MS || free_bytes(l) < sizeof ping)
+    if (now - l->heard_ms < l->quiet_ms || now - l->pinged_ms < l->quiet_ms || free_bytes(l) < sizeof ping)
         return;
     zmtp_ping(ping);
     put(l, ping, sizeof ping);

@@ -12,7 +12,7 @@
 #include "wrapper/zmtp.h"
 
 enum {
-    PING_AFTER_MS = 1000,             /* of silence */
+    PING_AFTER_MS = 1000,             /* of silence, unless the link says otherwise */
     LINK_OUT_BYTES = 384 * 1024,      /* the largest SUBMIT, and 128 KiB for what else waits */
     LINK_URGENT_BYTES = 64 * 1024,    /* of it, kept for credit and signals: input stays out of it */
 };
@@ -33,6 +33,7 @@ struct link {
     int64_t heard_ms;  /* when the last bytes came */
     int64_t asked_ms;  /* when the first PING since then was sent; earlier than heard_ms: none was */
     int64_t pinged_ms; /* when the last PING was sent */
+    int64_t quiet_ms;  /* silence after which one is sent */
     size_t out_start, out_end;
     char out[LINK_OUT_BYTES];
     struct zmtp zmtp;

@@ -11,7 +11,7 @@
 
 #include "wrapper/memory.h"
 
-enum { FIRST_WORD_MS = 1500, FIRST_WORD_AGAIN_MS = 60, ANSWER_MS = 1000, RETRY_MS = 250, HOSTS = 16 };
+enum { FIRST_WORD_MS = 1500, FIRST_WORD_AGAIN_MS = 60, ANSWER_MS = 1000, RETRY_MS = 250, HOSTS = 16, NEAR = 100, FAR = 20000 };
 
 static struct link connection; /* large: not on the stack */
 
@@ -55,6 +55,7 @@ static void run_to_end(struct job *job, const char *stamp, struct signals *signa
 {
     char kept[STAMP_BYTES];
     snprintf(kept, sizeof kept, "%s", stamp); /* the message's memory is used again */
+    connection.quiet_ms = PING_AFTER_MS;
     signals_take(signals);
     relay_run(&connection, job, kept, signals, &a->ending);
     a->kind = ANSWER_RAN;
@@ -64,7 +65,15 @@ static void run_to_end(struct job *job, const char *stamp, struct signals *signa
     }
 }
 
-/* The next message. Waits in steps, so that a PING is sent after a second in which nothing was
+/* Thousands that wait far back in a queue would be a load by their PINGs alone: those ask more seldom. */
+static void ask_by_place(struct link *l, uint64_t ahead)
+{
+    l->quiet_ms = PING_AFTER_MS;
+    if (ahead > NEAR)
+        l->quiet_ms += 2 * (int64_t)(ahead < FAR ? ahead - NEAR : FAR);
+}
+
+/* The next message. Waits in steps, so that a PING is sent after a second or more in which nothing was
  * heard; when a second later nothing has come still, nobody is there. */
 static enum link_status next_message(struct message *m)
 {
@@ -72,7 +81,8 @@ static enum link_status next_message(struct message *m)
     for (;;) {
         link_keep_alive(l, now_ms());
         int64_t last = l->heard_ms > l->pinged_ms ? l->heard_ms : l->pinged_ms;
-        enum link_status status = link_await(l, m, last + PING_AFTER_MS);
+        bool asked = l->asked_ms > l->heard_ms;
+        enum link_status status = link_await(l, m, last + (asked ? ANSWER_MS : l->quiet_ms));
         if (status != LINK_SILENT || link_silence_ms(l, now_ms()) >= ANSWER_MS)
             return status;
     }
@@ -90,6 +100,8 @@ static void converse(struct job *job, struct message *m, struct signals *signals
             run_to_end(job, stamp, signals, a);
             return;
         }
+        if (strcmp(m->verb, "QUEUED") == 0)
+            ask_by_place(l, fields_number(m->fields, "ahead", 0));
         enum link_status status = next_message(m);
         if (status == LINK_SILENT)
             memory_mark_silent(l->name);
