@@ -17,10 +17,11 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from dwrap.agent import session as s
+from dwrap.agent import events as e
 from dwrap.agent.accounts import Accounts, Refusal
 from dwrap.agent.load import Load
 from dwrap.agent.runner import Runner, Runners, StartError
+from dwrap.agent.session import Session
 from dwrap.protocol import messages
 
 TICK_SECONDS: Final = 1.0
@@ -45,7 +46,7 @@ class Link:
     def __init__(
         self,
         endpoint: str,
-        session: s.Session,
+        session: Session,
         runners: Runners,
         accounts: Accounts,
         load: Load,
@@ -63,9 +64,9 @@ class Link:
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
-        self._live: dict[s.Key, Runner] = {}
+        self._live: dict[e.Key, Runner] = {}
         self._by_fd: dict[int, Runner] = {}
-        self._ending: s.Quit | None = None
+        self._ending: e.Quit | None = None
         self._wake, self._signals = socket.socketpair()
         self._signals.setblocking(False)
         self._poller.register(self._wake.fileno(), zmq.POLLIN)
@@ -101,15 +102,15 @@ class Link:
         event = recv_monitor_message(self._monitor)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self._up:
             self._up = True
-            self._feed(s.Connected())
+            self._feed(e.Connected())
         elif event == zmq.EVENT_DISCONNECTED and self._up:
             self._disconnect()
             self._connect()
-            self._feed(s.Disconnected())
+            self._feed(e.Disconnected())
 
     # ---- the loop
 
-    def run(self) -> s.Quit:
+    def run(self) -> e.Quit:
         """Serves until the session says to quit. Returns what it said."""
         previous = signal.set_wakeup_fd(self._signals.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -143,7 +144,7 @@ class Link:
     def _tick(self, now: float) -> None:
         self._runners.reap()
         self._runners.kill_orphans()
-        self._feed(s.Tick(self._load.sample(now)))
+        self._feed(e.Tick(self._load.sample(now)))
 
     def _take_messages(self) -> None:
         dealer = self._dealer
@@ -157,12 +158,12 @@ class Link:
             except messages.ProtocolError as error:
                 log.warning("a malformed message was dropped: %s", error)
                 continue
-            self._feed(s.Received(verb, fields, tuple(bodies)))
+            self._feed(e.Received(verb, fields, tuple(bodies)))
 
     def _take_signals(self) -> None:
         for number in self._wake.recv(64):
             stop = number == signal.SIGINT or self._session.draining
-            self._feed(s.StopAsked() if stop else s.DrainAsked())
+            self._feed(e.StopAsked() if stop else e.DrainAsked())
 
     def _serve_runner(self, runner: Runner, events: int) -> None:
         if events & zmq.POLLOUT:
@@ -170,39 +171,39 @@ class Link:
             self._watch_runner(runner)
         for said in runner.receive():
             self._feed(said)
-            if isinstance(said, s.RunnerEnded):
+            if isinstance(said, e.RunnerEnded):
                 self._forget_runner(runner)
                 self._runners.reap()
 
-    def _feed(self, event: s.Event) -> None:
+    def _feed(self, event: e.Event) -> None:
         for action in self._session.handle(event, self._clock()):
             self._carry_out(action)
 
     # ---- actions
 
-    def _carry_out(self, action: s.Action) -> None:
+    def _carry_out(self, action: e.Action) -> None:
         match action:
-            case s.Send():
+            case e.Send():
                 self._dealer.send_multipart(action.frames)
-            case s.Tell():
+            case e.Tell():
                 self._tell(action)
-            case s.Start():
+            case e.Start():
                 self._start(action)
-            case s.Log():
+            case e.Log():
                 log.info("%s%s", action.event, "".join(f" {key}={value}" for key, value in action.fields))
-            case s.Ready():
+            case e.Ready():
                 self._on_ready()
-            case s.Quit():
+            case e.Quit():
                 self._ending = self._ending or action
 
-    def _tell(self, tell: s.Tell) -> None:
+    def _tell(self, tell: e.Tell) -> None:
         runner = self._live.get(tell.key)
         if runner is not None:
             runner.tell(tell)
             if runner.congested:
                 self._watch_runner(runner)
 
-    def _start(self, start: s.Start) -> None:
+    def _start(self, start: e.Start) -> None:
         try:
             claims = messages.decode_fields(start.claims)
             gid = claims.number("gid") if claims.get("gid") is not None else None
@@ -210,7 +211,7 @@ class Link:
             identity = self._accounts.identity(start.fields.number("uid"), gid, groups, self._clock())
             runner = self._runners.start(start, identity)
         except (Refusal, StartError, messages.ProtocolError) as error:
-            self._feed(s.RunnerSaid(start.key, s.Kind.REJECTED, 0, 0, str(error).encode()))
+            self._feed(e.RunnerSaid(start.key, e.Kind.REJECTED, 0, 0, str(error).encode()))
             return
         self._live[start.key] = self._by_fd[runner.fileno()] = runner
         self._watch_runner(runner)

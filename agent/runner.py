@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from dwrap.agent.accounts import Identity
-from dwrap.agent.session import Key, RunnerEnded, RunnerSaid, Start, Tell
+from dwrap.agent.events import Key, RunnerEnded, RunnerSaid, Start, Tell
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
 

@@ -5,7 +5,7 @@ it does not know sockets, processes, users or files. `now` is seconds on a clock
 
 An attempt is here in one of two forms: running (a runner holds it), then kept (its RESULT waits for ACK). The lease runs from the
 moment a HEARTBEAT was sent that a LEASE answers; when it is over, whatever runs is killed, since others may now be allowed to run
-it again. Runner streams carry the numbers of runner.h: 0 stdin, 1 stdout, 2 stderr.
+it again. Events and actions are in events.py.
 """
 
 from __future__ import annotations
@@ -13,149 +13,36 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final
 
+from dwrap.agent.events import (
+    Action,
+    Connected,
+    Disconnected,
+    DrainAsked,
+    Event,
+    Key,
+    Kind,
+    Log,
+    Quit,
+    Ready,
+    Received,
+    RunnerEnded,
+    RunnerSaid,
+    Send,
+    Start,
+    StopAsked,
+    Tell,
+    Tick,
+)
 from dwrap.protocol import messages
-from dwrap.protocol.messages import Fields, ProtocolError, Value
+from dwrap.protocol.messages import ProtocolError, Value
 
 ORPHAN_SECONDS: Final = 300.0
 RESEND_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 3.0
 STREAMS: Final = {b"stdin": 0, b"stdout": 1, b"stderr": 2}
 STREAM_NAMES: Final = ("stdin", "stdout", "stderr")
-
-Key = tuple[str, int]
-"""An attempt: (job, number)."""
-
-
-class Kind(IntEnum):
-    """What a packet between agent and runner is (runner.h)."""
-
-    INPUT = 1
-    CREDIT = 2
-    CLOSE = 3
-    SIGNAL = 4
-    KILL = 5
-    OUTPUT = 6
-    REJECTED = 7
-    ENDED = 8
-
-
-# ---- events
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """A new connection to the distributor is up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """It is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message from the distributor."""
-
-    verb: str
-    fields: Fields
-    bodies: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerSaid:
-    """A packet from the runner of an attempt."""
-
-    key: Key
-    kind: int
-    stream: int
-    number: int
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerEnded:
-    """A runner's socket is closed. When it had not said how its job ended, the job is lost."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A second has passed. `load`: HEARTBEAT's fields on this machine's load."""
-
-    load: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DrainAsked:
-    """The operator wants the agent to finish and leave."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopAsked:
-    """The operator wants the agent to end now, and its jobs with it."""
-
-
-Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | DrainAsked | StopAsked
-
-# ---- actions
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A message for the distributor."""
-
-    frames: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start a runner. `fields` are the distributor's word; `claims` (a fields frame), `argv` and `env` the submitter's."""
-
-    key: Key
-    fields: Fields
-    claims: bytes
-    argv: bytes
-    env: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A packet for a runner."""
-
-    key: Key
-    kind: Kind
-    stream: int = 0
-    number: int = 0
-    payload: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """A line for the log."""
-
-    event: str
-    fields: tuple[tuple[str, object], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The distributor took this agent in, for the first time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quit:
-    """End the process. `reason` is empty when all is well."""
-
-    status: int
-    reason: str = ""
-
-
-Action = Send | Start | Tell | Log | Ready | Quit
-
 
 @dataclass(frozen=True, slots=True)
 class Registration:

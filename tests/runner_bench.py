@@ -1,0 +1,193 @@
+"""A bench for the runner: starts jobs over its control socket as the agent does, feeds and hears them, checks what they leave.
+
+DWRAP_TEST_RUNNER names another build of the runner (the sanitizers'). Every test runs with each kind of tree that works here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from dwrap.agent.accounts import Identity
+from dwrap.agent.events import Kind, RunnerEnded, RunnerSaid, Start, Tell
+from dwrap.agent.runner import Runner, Runners
+from dwrap.protocol import messages
+from dwrap.protocol.messages import Fields
+
+PROGRAM = Path(os.environ.get("DWRAP_TEST_RUNNER", Path(__file__).resolve().parent.parent / "build" / "bin" / "dwrap-runner"))
+SECONDS = 15.0
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+
+class Job:
+    """One job on a runner of its own. Gives credit freely unless told otherwise."""
+
+    def __init__(self, runner: Runner, *, free_credit: bool = True) -> None:
+        self.runner = runner
+        self.out = {1: bytearray(), 2: bytearray()}
+        self.credit = 0
+        self.end: Fields | None = None
+        self.rejected = ""
+        self.gone = False
+        self.stdin = b""
+        self.sent = 0
+        self._free_credit = free_credit
+
+    def tell(self, kind: Kind, stream: int = 0, number: int = 0, payload: bytes = b"") -> None:
+        self.runner.tell(Tell(self.runner.key, kind, stream, number, payload))
+
+    def until(self, done: Callable[[], object], seconds: float = SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            left = deadline - time.monotonic()
+            assert left > 0, f"not within {seconds} s; so far {self.out} {self.end and self.end.text('reason')}"
+            want_room = [self.runner] if self.runner.congested else []
+            if any(select.select([self.runner], want_room, [], left)):
+                self.runner.flush()
+                for said in self.runner.receive():
+                    self._take(said)
+
+    def finish(self, seconds: float = SECONDS) -> Fields:
+        self.until(lambda: self.gone, seconds)
+        assert not self.rejected, self.rejected
+        assert self.end is not None, "the runner ended without a word"
+        assert self.end.number("stdout_bytes") == len(self.out[1])
+        return self.end
+
+    def status(self) -> int:
+        return self.finish().number("status")
+
+    def feed(self, data: bytes, eof: bool = True) -> None:
+        """Sends stdin as credit allows, until the job has ended or all is sent."""
+        self.stdin = data
+        while self.sent < len(data) and not self.gone:
+            self.until(lambda: self.credit > self.sent or self.gone)
+            piece = data[self.sent : min(self.credit, self.sent + messages.MAX_DATA_BYTES)]
+            if piece and not self.gone:
+                self.tell(Kind.INPUT, 0, self.sent, piece)
+                self.sent += len(piece)
+        if eof and not self.gone:
+            self.tell(Kind.INPUT, 0, self.sent)
+
+    def _take(self, said: RunnerSaid | RunnerEnded) -> None:
+        if isinstance(said, RunnerEnded):
+            self.gone = True
+        elif said.kind == Kind.OUTPUT:
+            assert len(said.payload) <= messages.MAX_DATA_BYTES
+            assert said.number == len(self.out[said.stream])
+            self.out[said.stream] += said.payload
+            if self._free_credit:
+                self.tell(Kind.CREDIT, said.stream, len(self.out[said.stream]) + 65_536)
+        elif said.kind == Kind.CREDIT:
+            assert said.number > self.credit
+            self.credit = said.number
+        elif said.kind == Kind.REJECTED:
+            self.rejected = said.payload.decode()
+        else:
+            self.end = messages.decode_fields(said.payload)
+
+
+class Bench:
+    """Starts jobs, and cleans up after them."""
+
+    def __init__(self, folder: Path, tree: str) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+        self.work.mkdir(mode=0o711)
+        self.cwd = folder / "cwd"
+        self.cwd.mkdir()
+        self.tree = tree
+        self.flush = "auto"
+        self.roots: tuple[str, ...] = ("/nonexistent-root",)
+        self.runners: Runners | None = None
+        self.jobs: list[Job] = []
+
+    def start(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        claims: Sequence[tuple[str, str | int]] = (),
+        stdin: str = "null",
+        env: Mapping[str, str] = ENV,
+        cwd: Path | str | None = None,
+        identity: Identity | None = None,
+        free_credit: bool = True,
+        paths: Sequence[str] = (),
+    ) -> Job:
+        self.runners = self.runners or Runners(PROGRAM, self.work, self.roots, self.tree, self.flush)
+        fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *(("path", path) for path in paths)])
+        said = dict(claims)
+        streams = [(key, value) for key, value in (("stdin", stdin), ("stdout", "stream"), ("stderr", "stream")) if key not in said]
+        start = Start(
+            (f"job{len(self.jobs)}", 1),
+            messages.decode_fields(fields),
+            messages.encode_fields([*streams, *claims]),
+            messages.encode_strings(os.fsencode(word) for word in argv),
+            messages.encode_strings(os.fsencode(f"{key}={value}") for key, value in env.items()),
+        )
+        job = Job(self.runners.start(start, identity or Identity(0, 0, (), become=False)), free_credit=free_credit)
+        self.jobs.append(job)
+        return job
+
+    def run(self, *argv: str | bytes, **how: object) -> Job:
+        job = self.start(argv, **how)  # type: ignore[arg-type]
+        job.finish()
+        return job
+
+    def close(self) -> None:
+        for job in self.jobs:
+            job.runner.close()
+        deadline = time.monotonic() + SECONDS
+        while self.runners and self.runners.pids and time.monotonic() < deadline:
+            self.runners.reap()
+            time.sleep(0.005)
+        assert not list(self.work.iterdir()), "a temporary directory was left"
+
+
+@functools.cache
+def namespaces_work() -> bool:
+    return not subprocess.run([PROGRAM, "--probe-tree"], capture_output=True, check=True).stdout.endswith(b" -1.000\n")
+
+
+@pytest.fixture(params=["subreaper", "pidns"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    if request.param == "pidns" and not namespaces_work():
+        pytest.skip("this kernel or container refuses PID namespaces")
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:3]:  # pytest's own folders; other users must pass through
+        parent.chmod(0o755)
+    made = Bench(tmp_path, request.param)
+    yield made
+    made.close()
+
+
+def sh(script: str) -> tuple[str, str, str]:
+    return ("/bin/sh", "-c", script)
+
+
+def processes_with(marker: str) -> list[int]:
+    """Processes whose command line holds the marker: namespaces hide a job's own numbers."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if marker.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def eventually_no_process(marker: str, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while processes_with(marker):
+        assert time.monotonic() < deadline, f"{marker} still runs"
+        time.sleep(0.01)

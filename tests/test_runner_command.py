@@ -1,0 +1,142 @@
+"""The runner: what a command finds around it (identity, limits, environment, TMPDIR), and what happens to its files."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import subprocess
+
+import pytest
+from runner_bench import ENV, ROOT_ONLY, Bench, bench, sh
+
+from dwrap.agent.accounts import Identity
+
+__all__ = ["bench"]  # a fixture: importing it is its use
+
+
+def test_umask_nice_limits_and_ignored_signals(bench: Bench) -> None:
+    claims = [("umask", "027"), ("nice", 7), ("limit", "nofile:99:200"), ("limit", "core:0:unlimited"), ("ignore", 13), ("ignore", 1)]
+    script = "umask; nice; ulimit -Sn; ulimit -Hn; grep SigIgn /proc/self/status; touch made; cat /proc/self/status | grep -i nonewprivs"
+    job = bench.run(*sh(script), claims=claims)
+    words = job.out[1].split()
+    assert words[:4] == [b"0027", b"7", b"99", b"200"]
+    assert int(words[5], 16) & 0x7FFF_FFFF == 1 << 12 | 1 << 0  # 32 and 33 are the C library's
+    assert words[-1] == b"1"
+    assert stat.S_IMODE((bench.cwd / "made").stat().st_mode) == 0o640
+
+
+def test_limits_are_never_raised(bench: Bench) -> None:
+    hard = int(subprocess.run(["/bin/sh", "-c", "ulimit -Hn"], capture_output=True, check=True).stdout)
+    job = bench.run(*sh("ulimit -Hn"), claims=[("limit", f"nofile:{hard * 2}:{hard * 2}")])
+    assert int(job.out[1]) == hard
+
+
+def test_environment_is_exact(bench: Bench) -> None:
+    env = {"PATH": ENV["PATH"], "ODD name": "x=y", "EMPTY": "", "BIG": "b" * 100_000, "TMP": "/old"}
+    job = bench.run("env", "-0", env=env)
+    seen = dict(item.split(b"=", 1) for item in bytes(job.out[1]).split(b"\0") if item)
+    work = seen.pop(b"TMPDIR")
+    assert seen.pop(b"DWRAP_JOB") == b"job0"
+    assert seen.pop(b"TMP") == work
+    assert seen == {key.encode(): value.encode() for key, value in env.items() if key != "TMP"}
+
+
+def test_private_tmpdir_is_made_and_removed(bench: Bench) -> None:
+    victim = bench.folder / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("kept")
+    litter = f"mkdir -p a/b; touch a/b/c d; ln -s {victim} link; mkdir locked; touch locked/x; chmod 0 locked"
+    script = f'stat -c "%a %u" "$TMPDIR"; cd "$TMPDIR"; {litter}'
+    job = bench.run(*sh(script))
+    assert job.out[1] == f"700 {os.geteuid()}\n".encode()
+    assert (victim / "file").read_text() == "kept"
+    assert not list(bench.work.iterdir())
+
+
+def test_tmpdir_on_the_shared_tree_is_kept(bench: Bench) -> None:
+    bench.roots = (str(bench.folder),)
+    env = {**ENV, "TMPDIR": str(bench.cwd)}
+    assert bench.run(*sh('echo "$TMPDIR"'), env=env).out[1].decode().strip() == str(bench.cwd)
+    gone = {**ENV, "TMPDIR": str(bench.folder / "missing")}
+    assert str(bench.work) in bench.run(*sh('echo "$TMPDIR"'), env=gone).out[1].decode()
+    beside = {**ENV, "TMPDIR": str(bench.folder) + "-beside"}
+    assert str(bench.work) in bench.run(*sh('echo "$TMPDIR"'), env=beside).out[1].decode()
+
+
+@pytest.mark.parametrize(
+    ("argv", "word", "text"),
+    [
+        (("no-such-command",), "not_found", "no-such-command"),
+        (("./plain",), "not_executable", "ermission denied"),
+        (("/",), "not_executable", "/"),
+    ],
+)
+def test_commands_that_cannot_run(bench: Bench, argv: tuple[str, ...], word: str, text: str) -> None:
+    (bench.cwd / "plain").write_text("text")
+    end = bench.run(*argv).finish()
+    assert end.text("error") == word
+    assert text in end.text("reason")
+    assert end.get("status") is None
+
+
+def test_a_script_without_interpreter_line_runs_in_the_shell(bench: Bench) -> None:
+    (bench.cwd / "script").write_text("exit 9\n")
+    (bench.cwd / "script").chmod(0o755)
+    assert os.WEXITSTATUS(bench.run("./script").status()) == 9
+
+
+def test_a_missing_directory(bench: Bench) -> None:
+    end = bench.run("true", cwd=bench.cwd / "missing").finish()
+    assert end.text("error") == "cwd"
+    assert "missing" in end.text("reason")
+
+
+def test_usage_is_reported(bench: Bench) -> None:
+    end = bench.run(*sh("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")).finish()
+    assert end.number("user_ms") > 10
+    assert end.number("run_ms") >= end.number("user_ms") * 0.5
+    assert end.number("max_rss_bytes") > 100_000
+    assert end.text("tree") == bench.tree
+
+
+@pytest.mark.parametrize("flush", ["auto", "always"])
+def test_outputs_are_flushed(bench: Bench, flush: str) -> None:
+    bench.flush = flush
+    (bench.folder / "named").mkdir()
+    (bench.folder / "other").mkdir()
+    old = bench.cwd / "old"
+    old.write_text("old")
+    os.utime(old, (1, 1))
+    os.mkfifo(bench.cwd / "fifo")
+    named = bench.folder / "named" / "object.o"
+    script = f"echo x > new; mkdir -p sub; echo y > sub/deep; echo z > $0; echo w > {bench.folder}/other/o"
+    end = bench.run("/bin/sh", "-c", script, str(named), paths=[str(bench.folder / "other")]).finish()
+    assert end.text("outputs") == ("approximate" if flush == "always" else "coherent")
+    files, folders = 4, 4  # cwd, sub, named, other
+    assert end.number("outputs_count") == (files + folders if flush == "always" else 0)
+
+
+@ROOT_ONLY
+def test_runs_as_the_submitter(bench: Bench) -> None:
+    nobody = pwd.getpwnam("nobody")
+    bench.cwd.chmod(0o777)
+    identity = Identity(nobody.pw_uid, nobody.pw_gid, (nobody.pw_gid, 20), become=True)
+    script = 'id -u; id -g; id -G; touch mine; stat -c %u "$TMPDIR"; mkdir -p "$TMPDIR/deep/er"; grep CapEff /proc/self/status'
+    job = bench.run(*sh(script), identity=identity)
+    uid, gid = str(nobody.pw_uid), str(nobody.pw_gid)
+    assert job.out[1].decode().splitlines() == [uid, gid, f"{gid} 20", uid, "CapEff:\t0000000000000000"], job.out
+    assert (bench.cwd / "mine").stat().st_uid == nobody.pw_uid
+
+
+@ROOT_ONLY
+def test_the_directory_is_entered_as_the_submitter(bench: Bench) -> None:
+    bench.cwd.chmod(0o700)
+    end = bench.run("true", identity=Identity(65534, 65534, (), become=True)).finish()
+    assert end.text("error") == "cwd"
+
+
+@ROOT_ONLY
+def test_negative_nice_is_not_granted_to_users(bench: Bench) -> None:
+    job = bench.run("nice", claims=[("nice", -5)], cwd="/", identity=Identity(65534, 65534, (), become=True))
+    assert int(job.out[1]) == os.getpriority(os.PRIO_PROCESS, 0)
