@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import select
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +164,8 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         pytest.skip("this kernel or container refuses PID namespaces")
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:3]:  # pytest's own folders; other users must pass through
-        parent.chmod(0o755)
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & stat.S_ISVTX:
+            parent.chmod(0o755)
     made = Bench(tmp_path, request.param)
     yield made
     made.close()

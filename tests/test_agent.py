@@ -16,7 +16,7 @@ import zmq
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Fields, Value
 
-AGENT = Path(sys.executable).parent / "dwrap-agent"
+AGENT = (sys.executable, "-c", "from dwrap.agent.cli import main; main()")
 SECONDS = 15.0
 
 
@@ -65,7 +65,7 @@ class Distributor:
 
 def start(*words: str, work: Path) -> subprocess.Popen[str]:
     allow = ["--allow-root"] if os.geteuid() == 0 else []
-    argv = [str(AGENT), *words, "--name", "a", "--slots", "2", "--work", str(work), *allow]
+    argv = [*AGENT, *words, "--name", "a", "--slots", "2", "--work", str(work), *allow]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
 
 
