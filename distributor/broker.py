@@ -189,7 +189,7 @@ class Broker:
         except zmq.ZMQError:  # a message without properties: its sender speaks ZMTP 1 or 2, or something else altogether
             self._reports.unexpected("no_zmtp_3")
             return None
-        if not self._links.is_open(fd):
+        if not self._links.is_open(fd) or self._links.is_overtaken(fd, rid):
             return None
         who = identity.of_unix_peer(_property(head, "Peer-Address")) or identity.of_tcp_peer(fd)
         link, mistaken = self._links.bind(fd, rid, who)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Final
 
 from dwrap.distributor import identity
 from dwrap.distributor.events import Peer
 from dwrap.distributor.identity import Identity
+
+_RID_BYTES: Final = 5
 
 
 @dataclass(slots=True)
@@ -38,6 +41,13 @@ class Connection:
             same = self.identity.is_unix or identity.cookie_of(self.fd) == self.identity.cookie
             self.is_trusted = same
         return self.is_trusted
+
+
+def _is_later(rid: bytes, than: bytes) -> bool:
+    """Whether ZeroMQ gave out `rid` after `than`: a zero byte and a counter of four, which wraps. A chosen id is never later."""
+    if len(rid) != _RID_BYTES or len(than) != _RID_BYTES:
+        return False
+    return 0 < int.from_bytes(rid[1:]) - int.from_bytes(than[1:]) & 0xFFFFFFFF < 1 << 31
 
 
 class Connections:
@@ -68,6 +78,14 @@ class Connections:
 
     def is_open(self, fd: int) -> bool:
         return fd in self._open
+
+    def is_overtaken(self, fd: int, rid: bytes) -> bool:
+        """Whether a later connection has spoken on this descriptor: then this message is the last word of one that has ended.
+
+        Messages of different peers overtake each other in ZeroMQ, but it numbers its routing ids in the order of connection.
+        """
+        known = self._open.get(fd)
+        return known is not None and not _is_later(rid, known.rid)
 
     def bind(self, fd: int, rid: bytes, who: Identity) -> tuple[Connection, Connection | None]:
         """The first message of an open connection. Returns it, and one that was wrongly taken for this descriptor's."""
