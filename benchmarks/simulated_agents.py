@@ -7,6 +7,7 @@ Knows PROTOCOL.md's agent side. Each agent has a connection of its own, as real 
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import sys
@@ -54,7 +55,7 @@ class SimulatedAgent:
 
 
 def serve(address: str, count: int, slots: int) -> None:
-    """Run the agents until this process is ended."""
+    """Run the agents until this process is ended. Their heartbeats are spread over the second, as those of real ones are."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, count + 16)
     agents = [SimulatedAgent(context, address, f"sim-{number:04}", slots) for number in range(count)]
@@ -62,19 +63,19 @@ def serve(address: str, count: int, slots: int) -> None:
     poller = select.epoll()
     for descriptor in by_descriptor:
         poller.register(descriptor, select.EPOLLIN | select.EPOLLET)
-    told, next_beat = False, time.monotonic() + HEARTBEAT_SECONDS
+    told, next_beat, beats = False, time.monotonic(), itertools.cycle(agents)
     while True:
         for descriptor, _ in poller.poll(max(0.0, next_beat - time.monotonic())):
             by_descriptor[descriptor].drain()
         if not told and all(agent.token for agent in agents):
             told = True
             print("ready", flush=True)
-        if time.monotonic() >= next_beat:
-            next_beat += HEARTBEAT_SECONDS
-            for agent in agents:
-                if agent.token:
-                    agent.heartbeat()
-                agent.drain()
+        while time.monotonic() >= next_beat:
+            next_beat += HEARTBEAT_SECONDS / count
+            agent = next(beats)
+            if agent.token:
+                agent.heartbeat()
+            agent.drain()
 
 
 if __name__ == "__main__":
