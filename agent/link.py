@@ -29,6 +29,7 @@ _RETRY_MS: Final = 100
 _RETRY_MAX_MS: Final = 2_000
 _SILENCE_MS: Final = 10_000
 _BURST: Final = 256  # messages taken in one turn, so that no source starves another
+_GID_DIGITS: Final = 10
 _EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 log = logging.getLogger("dwrap.agent")
@@ -207,7 +208,7 @@ class Link:
         try:
             claims = messages.decode_fields(start.claims)
             gid = claims.number("gid") if claims.get("gid") is not None else None
-            groups = [int(group) for group in claims.all("group") if group.isdigit()]
+            groups = [int(group) for group in claims.all("group") if group.isdigit() and len(group) <= _GID_DIGITS]
             identity = self._accounts.identity(start.fields.number("uid"), gid, groups, self._clock())
             runner = self._runners.start(start, identity)
         except (Refusal, StartError, messages.ProtocolError) as error:
@@ -228,6 +229,7 @@ class Link:
     def _close(self) -> None:
         for runner in self._live.values():
             runner.close()
+        self._runners.close()
         self._poller.unregister(self._dealer)
         self._dealer.disable_monitor()
         self._dealer.close(linger=200)

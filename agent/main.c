@@ -322,21 +322,33 @@ static void finish(struct run *run)
     report_end(run, &failure, &outputs, flush_ms);
 }
 
+/* In the starter already, so that no runner does it again: the agent alone decides when a job ends. */
+static void ignore_signals(void)
+{
+    static const int not_mine[] = {SIGPIPE, SIGTERM, SIGINT, SIGHUP, SIGQUIT};
+    for (size_t i = 0; i < sizeof not_mine / sizeof *not_mine; i++)
+        signal(not_mine[i], SIG_IGN);
+}
+
 int main(int argc, char **argv)
 {
     static struct run run = {.control = {.fd = CONTROL_FD}, .scratch = ""};
-    static const int not_mine[] = {SIGPIPE, SIGTERM, SIGINT, SIGHUP, SIGQUIT}; /* the agent decides when a job ends */
     if (argc == 2 && strcmp(argv[1], "--probe-tree") == 0)
         return tree_probe();
-    for (size_t i = 0; i < sizeof not_mine / sizeof *not_mine; i++)
-        signal(not_mine[i], SIG_IGN);
+    ignore_signals();
     setsid();
-    syscall(SYS_close_range, SPEC_FD + 1, ~0u, 0); /* whatever the agent's own parents left open */
-    if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) != 0 || fcntl(SPEC_FD, F_SETFD, FD_CLOEXEC) != 0) {
+    syscall(SYS_close_range, CONTROL_FD + 1, ~0u, 0); /* whatever the agent's own parents left open */
+    if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) != 0) {
         fprintf(stderr, "dwrap-runner: no control socket: this program is started by dwrap-agent\n");
         return 2;
     }
+    if (!starter_serve(CONTROL_FD))
+        return 0;
+    setsid();
+    syscall(SYS_close_range, SPEC_FD + 1, ~0u, 0);
+    fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC);
     const char *wrong = spec_read(&run.spec, SPEC_FD);
+    close(SPEC_FD);
     if (wrong)
         reject(&run, "reading its specification", wrong);
     start(&run);

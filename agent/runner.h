@@ -1,15 +1,18 @@
-/* The runner: one process per job, started by the agent (runner.py), which it serves over descriptor 3.
+/* The runner: one process per job, which it serves for the agent (runner.py) over descriptor 3.
  *
  * Knows how to hold one command: its identity, streams, process tree, outputs. Does not know the network, the distributor,
  * leases, or any other job.
  *
- * Descriptor 3 is an AF_UNIX SOCK_SEQPACKET socket. A packet is `struct packet` in host order, then a payload:
+ * The agent starts the program once: the starter (starter.c), which forks a runner for each packet of one byte that brings two
+ * descriptors over its AF_UNIX SOCK_SEQPACKET socket, descriptor 3, and answers with two int32: the runner's pid, or -1 and errno.
+ * In the runner descriptor 3 is the first of the two, a socket of the same kind. A packet on it is `struct packet` in host
+ * order, then a payload:
  *   agent to runner   INPUT  number=offset, payload=bytes of stdin; no payload: end of file
  *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number      KILL
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
  *                     REJECTED payload=reason (nothing was started)        ENDED payload=the fields of RESULT
  * End of file on it means that the agent is gone: the tree is killed and the runner ends.
- * Descriptor 4 is the spec, a memfd: four uint32 lengths, then the agent's fields, the submitter's claims, argv, env. */
+ * The other, descriptor 4, is the spec, a memfd: four uint32 lengths, then the agent's fields, the submitter's claims, argv, env. */
 #ifndef DWRAP_RUNNER_H
 #define DWRAP_RUNNER_H
 
@@ -32,6 +35,11 @@ struct packet {
     uint32_t stream; /* 0 stdin, 1 stdout, 2 stderr */
     uint64_t number;
 };
+
+/* ---- starter.c: where runners come from ---- */
+
+/* Serves the agent until it is gone (false); in each runner that is forked meanwhile it returns true. */
+bool starter_serve(int fd);
 
 /* ---- spec.c: what is to be run, as whom, and how ---- */
 

@@ -5,7 +5,6 @@ Knows processes, descriptors and the spec's form. Does not know the network, lea
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -30,9 +29,9 @@ log = logging.getLogger("dwrap.agent")
 _HEAD: Final = struct.Struct("=IIQ")
 _LENGTHS: Final = struct.Struct("=4I")
 _ROOM: Final = _HEAD.size + messages.MAX_DATA_BYTES + 1
-_FREE_FD: Final = 10  # above the runner's fixed descriptors, so that moving one cannot overwrite the other
+_ANSWER: Final = struct.Struct("=ii")
 _CONTROL_FD: Final = 3
-_SPEC_FD: Final = 4
+_START_SECONDS: Final = 5.0  # a fork takes a fraction of a millisecond
 
 
 class StartError(Exception):
@@ -117,6 +116,36 @@ class Runner:
         self._socket.close()
 
 
+class Starter:
+    """The process that forks runners (starter.c)."""
+
+    def __init__(self, program: str) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._socket.settimeout(_START_SECONDS)
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL_FD)]
+            if theirs.fileno() == _CONTROL_FD:  # a descriptor put in its own place would be closed by exec
+                os.set_inheritable(theirs.fileno(), True)
+            self.pid = os.posix_spawn(program, [program], {"LC_ALL": "C"}, file_actions=actions, setsigmask=())
+
+    def fork(self, control: int, spec: int) -> int:
+        """Forks a runner, a child of this process, with these descriptors. Returns its pid. Raises OSError, EOFError."""
+        socket.send_fds(self._socket, [b"+"], [control, spec])
+        answer = self._socket.recv(_ANSWER.size)
+        if len(answer) != _ANSWER.size:
+            raise EOFError
+        pid, error = _ANSWER.unpack(answer)
+        if pid < 0:
+            raise OSError(error, os.strerror(error))
+        return int(pid)
+
+    def close(self) -> None:
+        """Ends and reaps it."""
+        self._socket.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
 class Runners:
     """All runners of this agent."""
 
@@ -125,32 +154,38 @@ class Runners:
         self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree), ("flush", flush)]
         self._fixed += [("root", root) for root in roots]
         self._unreaped: set[int] = set()
+        self._starter: Starter | None = None
         self.ended_cpu_seconds = 0.0
 
     def start(self, start: Start, identity: Identity) -> Runner:
         """Starts a runner for an assignment. Raises StartError; then nothing was started."""
-        ours = theirs = spec = -1
         try:
-            spec = self._write_spec(start, identity)
-            control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours, theirs = control.detach(), _out_of_the_way(other.detach())
-            pid = self._spawn(theirs, spec)
+            with open(self._write_spec(start, identity), "rb", buffering=0) as spec:
+                mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs:
+                    mine.setblocking(False)
+                    pid = self._fork(theirs.fileno(), spec.fileno())
         except OSError as error:
-            if ours >= 0:
-                os.close(ours)
-            raise StartError(f"the agent could not start a runner: {error.strerror}") from error
-        finally:
-            for fd in (theirs, spec):
-                if fd >= 0:
-                    os.close(fd)
+            raise StartError(f"the agent could not start a runner: {error.strerror or error}") from error
         self._unreaped.add(pid)
-        mine = socket.socket(fileno=ours)
-        mine.setblocking(False)
         return Runner(start.key, pid, mine)
 
-    def _spawn(self, control: int, spec: int) -> int:
-        actions = [(os.POSIX_SPAWN_DUP2, control, _CONTROL_FD), (os.POSIX_SPAWN_DUP2, spec, _SPEC_FD)]
-        return os.posix_spawn(self._program, [self._program], {"LC_ALL": "C"}, file_actions=actions, setsigmask=())
+    def _fork(self, control: int, spec: int) -> int:
+        """Has the starter fork a runner, a starter of its own first where there is none or it has died. Returns its pid."""
+        if self._starter is None:
+            self._starter = Starter(self._program)
+        try:
+            return self._starter.fork(control, spec)
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            self._starter.close()
+            self._starter = None
+            raise OSError("the program that starts runners has died") from error
+
+    def close(self) -> None:
+        """Ends the starter. Runners that live go on."""
+        if self._starter is not None:
+            self._starter.close()
+            self._starter = None
 
     def _write_spec(self, start: Start, identity: Identity) -> int:
         own: list[tuple[str, Value]] = [("job", start.key[0]), ("cwd", start.fields.need("cwd")), *self._fixed]
@@ -168,7 +203,7 @@ class Runners:
         except OSError:
             os.close(spec)
             raise
-        return _out_of_the_way(spec)
+        return spec
 
     def reap(self) -> None:
         """Collects runners that have ended."""
@@ -181,8 +216,9 @@ class Runners:
                     log.warning("runner %d ended with wait status %d", pid, status)
 
     def kill_orphans(self) -> None:
-        """Kills what dead runners left to this process as the nearest subreaper: every child of it that is no runner."""
-        for orphan in set(_children()) - self._unreaped:
+        """Kills what dead runners left to this process as the nearest subreaper: every child of it that is none of ours."""
+        ours = self._unreaped | {self._starter.pid if self._starter else 0}
+        for orphan in set(_children()) - ours:
             log.warning("process %d was left by a runner and is killed", orphan)
             os.kill(orphan, signal.SIGKILL)
             os.waitpid(orphan, os.WNOHANG)
@@ -191,14 +227,6 @@ class Runners:
     def pids(self) -> frozenset[int]:
         """The processes that lead the sessions of running jobs."""
         return frozenset(self._unreaped)
-
-
-def _out_of_the_way(fd: int) -> int:
-    if fd >= _FREE_FD:
-        return fd
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FREE_FD)
-    os.close(fd)
-    return moved
 
 
 def _children() -> Iterable[int]:

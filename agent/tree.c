@@ -54,9 +54,9 @@ static bool spread_process_ids(void)
     return done;
 }
 
-static bool enter_namespaces(void)
+static bool furnish_namespaces(void)
 {
-    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) != 0 ||
+    if (mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) != 0 || /* what the host mounts and unmounts is seen here too */
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
         return false;
     spread_process_ids(); /* without it names are merely less unique */
@@ -126,12 +126,12 @@ static void hold(struct holder *holder)
     tell(holder, TREE_EMPTY, 0);
 }
 
-static void block_child_signal(void)
+/* Blocked, a signal waits: one that is sent before the command has its own dispositions is not lost to those inherited here. */
+static void block_signals(void)
 {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
 }
 
 static void keep_only(int fd)
@@ -156,8 +156,8 @@ _Noreturn static void run_holder(const struct spec *spec, int channel, const int
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* and with init the whole namespace ends */
     else
         prctl(PR_SET_CHILD_SUBREAPER, 1);
-    block_child_signal();
-    if (spec->namespaces && !enter_namespaces())
+    block_signals();
+    if (spec->namespaces && !furnish_namespaces())
         give_up(report_fd, "mount");
     holder.command = fork();
     if (holder.command < 0)
@@ -181,22 +181,25 @@ bool tree_start(struct tree *tree, const struct spec *spec, const int stdio[3], 
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
         return false;
-    if (spec->namespaces && unshare(CLONE_NEWPID) != 0)
-        return false;
-    tree->holder = fork();
+    /* Not unshare(), which would put every later child of ours into the namespace and end its use with its init. */
+    long flags = SIGCHLD | (spec->namespaces ? CLONE_NEWPID | CLONE_NEWNS : 0);
+    tree->holder = (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, NULL);
     if (tree->holder == 0) {
         close(pair[0]);
         run_holder(spec, pair[1], stdio, report_fd);
     }
+    int error = errno;
     close(pair[1]);
     tree->channel = pair[0];
+    errno = error;
     return tree->holder > 0;
 }
 
 static void give_order(const struct tree *tree, int signal, bool all)
 {
     struct order order = {signal, all};
-    send(tree->channel, &order, sizeof order, MSG_NOSIGNAL); /* a holder that is gone has nothing left to signal */
+    /* A holder that is gone has nothing left to signal; one that is killing the tree takes no more orders. */
+    send(tree->channel, &order, sizeof order, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 void tree_signal(const struct tree *tree, int signal) { give_order(tree, signal, false); }
@@ -246,7 +249,7 @@ static double try_tree(bool namespaces)
     return status == 0 ? milliseconds() - start : -1;
 }
 
-/* try_tree in a child: entering a namespace changes where later children live. */
+/* try_tree in a child, which does not change this process. */
 static double try_apart(bool namespaces)
 {
     double took = -1;

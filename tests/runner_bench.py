@@ -150,6 +150,8 @@ class Bench:
         while self.runners and self.runners.pids and time.monotonic() < deadline:
             self.runners.reap()
             time.sleep(0.005)
+        if self.runners:
+            self.runners.close()
         assert not list(self.work.iterdir()), "a temporary directory was left"
 
 

@@ -13,6 +13,7 @@ import pytest
 from runner_bench import PROGRAM, SECONDS, Bench, bench, eventually_no_process, processes_with, sh
 
 from dwrap.agent.events import Kind
+from dwrap.agent.runner import Starter, StartError
 
 __all__ = ["bench"]  # a fixture: importing it is its use
 
@@ -231,23 +232,48 @@ def test_process_ids_are_spread(bench: Bench) -> None:
 
 
 def test_a_spec_that_is_cut_wrong_is_rejected() -> None:
+    starter = Starter(str(PROGRAM))
     for blob in (b"", b"\0" * 16, struct.pack("=4I", 9, 0, 0, 0) + b"a", struct.pack("=4I", 0, 0, 1, 0) + b"a"):
         spec = os.memfd_create("spec")
         os.write(spec, blob)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        high = [os.dup2(fd, 40 + i) for i, fd in enumerate((theirs.fileno(), spec))]
-        actions = [(os.POSIX_SPAWN_DUP2, high[0], 3), (os.POSIX_SPAWN_DUP2, high[1], 4)]
-        pid = os.posix_spawn(PROGRAM, [str(PROGRAM)], {}, file_actions=actions)
+        pid = starter.fork(theirs.fileno(), spec)
         theirs.close()
-        for fd in (spec, *high):
-            os.close(fd)
+        os.close(spec)
         ours.settimeout(SECONDS)
         assert struct.unpack_from("=I", ours.recv(1000))[0] == Kind.REJECTED
         assert os.waitpid(pid, 0)[1] == 0
         ours.close()
+    starter.close()
 
 
 def test_started_by_hand_it_says_what_it_is() -> None:
     done = subprocess.run([PROGRAM], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert "dwrap-agent" in done.stderr
+
+
+def test_a_signal_before_the_command_has_begun_is_not_lost(bench: Bench) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) * 5:
+        job = bench.start(("sleep", "600"))
+        job.tell(Kind.SIGNAL, 0, number)
+        assert os.WTERMSIG(job.status()) == number
+
+
+def test_more_signals_than_the_tree_takes_do_not_hold_up_its_end(bench: Bench) -> None:
+    job = bench.start(sh("trap : USR1; echo up; while :; do sleep 0.01; done"))
+    job.until(lambda: job.out[1] == b"up\n")
+    for _ in range(2_000):
+        job.tell(Kind.SIGNAL, 0, signal.SIGUSR1)
+    job.tell(Kind.KILL)
+    job.until(lambda: job.gone)
+
+
+def test_the_starter_is_started_again(bench: Bench) -> None:
+    assert bench.run("true").status() == 0
+    assert bench.runners
+    assert bench.runners._starter
+    os.kill(bench.runners._starter.pid, signal.SIGKILL)
+    with pytest.raises(StartError, match="has died"):
+        bench.start(("true",))
+    assert bench.run("true").status() == 0
