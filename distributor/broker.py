@@ -21,9 +21,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, Final
 
 import zmq
+import zmq.backend
 
 from dwrap.distributor import events as e
 from dwrap.distributor import identity, wire
@@ -70,12 +72,19 @@ class Broker:
         self._wake_write.setblocking(False)
         self._stopping = False
         self._router = _open_router(context)
+        self._send_frame = partial(zmq.backend.Socket.send, self._router)  # Socket.send without the sugar, a third of the cost
         self._monitor = self._router.get_monitor_socket(_ACCEPTED | _DISCONNECTED)
         self.addresses = [_bind(self._router, endpoint) for endpoint in endpoints]
         self._poller = zmq.Poller()
         for source in (self._router, self._monitor, self._wake_read):
             self._poller.register(source, zmq.POLLIN)
         self._handlers = self._make_handlers()
+        self._deeds: dict[type, Callable[[Any], None]] = {
+            **dict.fromkeys(wire.MESSAGES, self._tell),
+            e.Record: reports.fold,
+            e.Unexpected: lambda action: reports.unexpected(action.what),
+            e.Disconnect: lambda action: self._evict(action.peer),
+        }
 
     # ---- from outside ----
 
@@ -143,8 +152,9 @@ class Broker:
         batch = self._receive()
         happenings = self._receive_events()
         strangers = []
+        known = self._links.by_rid
         for head, frames in batch:
-            link = self._links.by_rid.get(head.bytes)
+            link = known.get(head.bytes)
             if link is None:
                 strangers.append((head, frames))
             else:
@@ -152,7 +162,7 @@ class Broker:
         for kind, fd in happenings:
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
         for head, frames in strangers:
-            link = self._links.by_rid.get(head.bytes) or self._meet(head)
+            link = known.get(head.bytes) or self._meet(head)
             if link is not None:
                 self._dispatch(link, frames)
         return len(batch)
@@ -313,16 +323,10 @@ class Broker:
 
     def _happened(self, event: e.Event) -> None:
         for action in self._scheduler.handle(event, time.monotonic()):
-            if isinstance(action, e.Record):
-                self._reports.fold(action)
-            elif isinstance(action, e.Unexpected):
-                self._reports.unexpected(action.what)
-            elif isinstance(action, e.Disconnect):
-                self._evict(action.peer)
-            else:
-                message = wire.message(action, self._reports.epoch)
-                if message is not None:
-                    self._send(action.peer, message)
+            self._deeds[type(action)](action)
+
+    def _tell(self, action: Any) -> None:
+        self._send(action.peer, wire.MESSAGES[type(action)](action, self._reports.epoch))
 
     def _evict(self, peer: e.Peer) -> None:
         link = self._links.by_peer.get(peer)
@@ -337,7 +341,7 @@ class Broker:
         link = self._links.by_peer.get(peer)
         if link is None:
             return
-        send = self._router.send
+        send = self._send_frame
         try:
             send(link.rid, _MORE)
             for frame in frames[:-1]:

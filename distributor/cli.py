@@ -22,7 +22,6 @@ from typing import NoReturn
 
 import click
 import zmq
-from prometheus_client import disable_created_metrics
 
 from dwrap.distributor import http, version
 from dwrap.distributor.broker import Broker
@@ -78,7 +77,6 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
 def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:
     """Takes jobs from `dwrap`, and hands them to agents."""
     _log_to_stderr()
-    disable_created_metrics()  # type: ignore[no-untyped-call]
     http_at = _http_address(http_address)
     _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
     _raise_descriptor_limit()

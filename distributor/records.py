@@ -6,13 +6,15 @@ Nothing of a job's environment or arguments is in here beyond the basename of it
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from dwrap.distributor.events import Fact, Record
 
@@ -130,43 +132,61 @@ def explain(entry: Entry) -> list[str]:
     return lines
 
 
+class _Times:
+    """How many jobs took how long."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, milliseconds: Fact) -> None:
+        seconds = float(milliseconds or 0) / 1_000
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        bounds = [*map(str, map(float, _SECONDS)), "+Inf"]
+        return HistogramMetricFamily(name, text, buckets=list(zip(bounds, accumulate(self._counts), strict=True)), sum_value=self._sum)
+
+
 class Metrics:
-    """The counters that Prometheus reads. Gauges are read from `now` at the moment of the scrape."""
+    """What Prometheus reads, made at the moment of the scrape: a job costs a few additions. Gauges are read from `now`."""
 
     def __init__(self, now: Callable[[], dict[str, float]]) -> None:
         self.registry = CollectorRegistry()
-        jobs = Counter("dwrap_jobs", "Jobs that have ended, by how", ["outcome"], registry=self.registry)
-        self._ends = {end: jobs.labels(end) for end in sorted(ENDS)}
-        self._unexpected = Counter(
-            "dwrap_unexpected_messages", "Messages that did not fit the state they met", ["what"], registry=self.registry
-        )
-        self._queue_seconds = Histogram("dwrap_queue_seconds", "From submission to assignment", buckets=_SECONDS, registry=self.registry)
-        self._run_seconds = Histogram("dwrap_run_seconds", "Run time of commands on agents", buckets=_SECONDS, registry=self.registry)
-        self.registry.register(_Gauges(now))
+        self._now = now
+        self._ends = dict.fromkeys(sorted(ENDS), 0)
+        self._unexpected: Tally[str] = Tally()
+        self._queued = _Times()
+        self._ran = _Times()
+        self.registry.register(self)
 
     def fold(self, record: Record) -> None:
         """Takes a record in."""
-        facts = record.facts
-        if record.what == "assigned":
-            self._queue_seconds.observe(_number(facts.get("queued_ms")) / 1_000)
-        elif record.what in ENDS:
-            self._ends[record.what].inc()
-            if record.what == "done" and "run_ms" in facts:
-                self._run_seconds.observe(_number(facts["run_ms"]) / 1_000)
+        what = record.what
+        if what == "assigned":
+            self._queued.observe(record.facts.get("queued_ms"))
+        elif what in ENDS:
+            self._ends[what] += 1
+            if what == "done" and "run_ms" in record.facts:
+                self._ran.observe(record.facts["run_ms"])
 
     def unexpected(self, what: str) -> None:
         """Counts a message that was dropped. `what` is one of our own words, never a peer's."""
-        self._unexpected.labels(what).inc()
+        self._unexpected[what] += 1
 
-
-class _Gauges:
-    def __init__(self, now: Callable[[], dict[str, float]]) -> None:
-        self._now = now
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
+        """The seam of prometheus_client: every metric as it is now."""
+        yield _counts("dwrap_jobs", "Jobs that have ended, by how", "outcome", self._ends)
+        yield _counts("dwrap_unexpected_messages", "Messages that did not fit the state they met", "what", self._unexpected)
+        yield self._queued.family("dwrap_queue_seconds", "From submission to assignment")
+        yield self._ran.family("dwrap_run_seconds", "Run time of commands on agents")
         for name, value in self._now().items():
             yield GaugeMetricFamily(f"dwrap_{name}", name.replace("_", " "), value=value)
 
 
-def _number(fact: Fact) -> float:
-    return float(fact or 0)
+def _counts(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

@@ -118,18 +118,13 @@ def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:
     error = fields.text("error")
     if error and error not in _ERRORS:
         raise ProtocolError("field error is not a known one")
-    facts: dict[str, Fact] = {name: fields.number(name) for name in _NUMBERS if fields.get(name) is not None}
+    given = fields.get
+    facts: dict[str, Fact] = {name: fields.number(name) for name in _NUMBERS if given(name) is not None}
     facts["tree"] = fields.text("tree")[:MAX_TEXT]
     facts["outputs"] = fields.text("outputs")[:MAX_TEXT]
     status = None if error else fields.number("status")
     outcome = e.Outcome(status, error, one_line(fields.text("reason")), facts)
     return e.Finished(peer, fields.name("job"), fields.number("attempt"), outcome, raw_fields)
-
-
-def message(action: e.Action, epoch: int) -> list[bytes] | None:
-    """The message an action sends, without the routing id; None for an action that sends none."""
-    build = _MESSAGES.get(type(action))
-    return build(action, epoch) if build else None
 
 
 def refused(reason: str, job: str = "") -> list[bytes]:
@@ -152,9 +147,10 @@ def _attempt(text: str) -> tuple[str, int]:
 
 def _assign(action: e.Assign, epoch: int) -> list[bytes]:
     spec = action.spec
-    pairs: list[tuple[str, bytes | str | int]] = [("job", spec.job), ("attempt", action.attempt), ("epoch", epoch), ("uid", action.uid)]
+    pairs: list[tuple[str, str | int]] = [("job", spec.job), ("attempt", action.attempt), ("epoch", epoch), ("uid", action.uid)]
     pairs += [("cwd", spec.cwd), ("build", spec.build)]
-    pairs += [("path", path) for path in spec.paths]
+    if spec.paths:
+        pairs += [("path", path) for path in spec.paths]
     return encode("ASSIGN", pairs, *action.payload)
 
 
@@ -162,7 +158,8 @@ def _result(action: e.DeliverResult, _: int) -> list[bytes]:
     return [b"RESULT", action.payload, encode_fields([("agent", action.agent), ("queued_ms", action.queued_ms)])]
 
 
-_MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
+#: For each action that sends a message: what makes the message, without the routing id, from the action and our epoch.
+MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
     e.Answer: lambda a, _: encode(a.verb, [("job", a.job), ("reason", one_line(a.reason))]),
     e.TellExplained: lambda a, _: encode(
         "EXPLAINED", [("job", a.job), ("where", a.where), ("agent", a.agent), ("reason", one_line(a.reason))]
@@ -177,5 +174,5 @@ _MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
     e.RefuseAgent: lambda a, _: refused(a.reason),
     e.Drain: lambda _, __: encode("DRAIN"),
     e.Kill: lambda a, _: encode("KILL", [("job", a.job), ("attempt", a.attempt)]),
-    e.AckResult: lambda a, _: encode("ACK", [("job", a.job), ("attempt", a.attempt)]),
+    e.AckResult: lambda a, _: [b"ACK", b"job=%b\0attempt=%d\0" % (a.job.encode(), a.attempt)],
 }

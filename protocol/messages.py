@@ -27,9 +27,10 @@ OFFER_SECONDS: Final = 2.0
 _VERB = re.compile(rb"[A-Z]{1,16}\Z")
 _KEY = re.compile(rb"[a-z0-9_]{1,32}\Z")
 _NAME = re.compile(rb"[0-9A-Za-z._-]{1,64}\Z")
-_NUMBER = re.compile(rb"[0-9]{1,18}\Z")
-_MAX_KNOWN_KEYS: Final = 1_024
-_known_keys: set[bytes] = set()  # keys that were found well-formed: the same few dozen come in every message
+_MAX_DIGITS: Final = 18
+_MAX_KNOWN: Final = 1_024
+_known_keys: dict[bytes, str] = {}  # keys that were found well-formed: the same few dozen come in every message
+_known_verbs: dict[bytes, str] = {}
 
 Value = bytes | str | int
 FieldsIn = Iterable[tuple[str, Value]]
@@ -42,22 +43,20 @@ class ProtocolError(ValueError):
 class Fields:
     """The fields of one message. Values are bytes; the typed getters check and convert."""
 
-    __slots__ = ("_all",)
+    __slots__ = ("_first", "_more", "get")
 
-    def __init__(self, pairs: dict[bytes, list[bytes]]) -> None:
-        self._all = pairs
-
-    def get(self, key: str) -> bytes | None:
-        """The first value of `key`, or None."""
-        values = self._all.get(key.encode())
-        return values[0] if values else None
+    def __init__(self, first: dict[str, bytes], more: dict[str, list[bytes]]) -> None:
+        """`first` has the first value of each key, `more` those that followed it."""
+        self._first = first
+        self._more = more
+        self.get = first.get  #: the first value of a key, or None
 
     def need(self, key: str) -> bytes:
         """The first value of `key`. Raises ProtocolError when there is none."""
-        values = self._all.get(key.encode())
-        if not values:
-            raise ProtocolError(f"field {key} is missing")
-        return values[0]
+        try:
+            return self._first[key]
+        except KeyError:
+            raise ProtocolError(f"field {key} is missing") from None
 
     def text(self, key: str, default: str = "") -> str:
         """The value as text; bytes that are not UTF-8 are kept as surrogates (os.fsdecode's convention)."""
@@ -78,7 +77,7 @@ class Fields:
             if default is None:
                 raise ProtocolError(f"field {key} is missing")
             return default
-        if not _NUMBER.match(value):
+        if len(value) > _MAX_DIGITS or not value.isdigit():
             raise ProtocolError(f"field {key} is not a number")
         return int(value)
 
@@ -87,7 +86,8 @@ class Fields:
         value = self.get(key)
         if value is None:
             return default
-        if not _NUMBER.match(value.removeprefix(b"-")):
+        digits = value.removeprefix(b"-")
+        if len(digits) > _MAX_DIGITS or not digits.isdigit():
             raise ProtocolError(f"field {key} is not a number")
         return int(value)
 
@@ -97,7 +97,8 @@ class Fields:
 
     def all(self, key: str) -> list[bytes]:
         """Every value of `key`, in order."""
-        return self._all.get(key.encode(), [])
+        first = self._first.get(key)
+        return [] if first is None else [first, *self._more.get(key, ())]
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Every value of `key` as text, in order."""
@@ -106,24 +107,20 @@ class Fields:
 
 def encode_fields(pairs: FieldsIn) -> bytes:
     """Fields to one frame. Raises ProtocolError when a value holds NUL or a key is malformed."""
-    out: list[bytes] = []
+    out: list[str] = []
     for key, value in pairs:
-        if isinstance(value, int):
-            raw = b"%d" % value
-        elif isinstance(value, str):
-            raw = value.encode("utf-8", "surrogateescape")
-        else:
-            raw = value
-        if b"\0" in raw:
-            raise ProtocolError(f"field {key} holds a NUL byte")
-        out.append(key.encode() + b"=" + raw + b"\0")
-    return b"".join(out)
+        text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+        out.append(f"{key}={text}\0")
+    whole = "".join(out)
+    if whole.count("\0") != len(out):
+        raise ProtocolError("a field holds a NUL byte")
+    return whole.encode("utf-8", "surrogateescape")
 
 
 def decode_fields(frame: bytes) -> Fields:
     """One frame to fields. Raises ProtocolError."""
     if not frame:
-        return Fields({})
+        return Fields({}, {})
     if len(frame) > MAX_FIELDS_BYTES:
         raise ProtocolError("fields frame is too large")
     if frame[-1] != 0:
@@ -131,25 +128,28 @@ def decode_fields(frame: bytes) -> Fields:
     items = frame[:-1].split(b"\0")
     if len(items) > MAX_FIELDS:
         raise ProtocolError("too many fields")
-    pairs: dict[bytes, list[bytes]] = {}
+    first: dict[str, bytes] = {}
+    more: dict[str, list[bytes]] = {}
     for item in items:
-        key, equals, value = item.partition(b"=")
-        known = pairs.get(key)
-        if known is not None:
-            known.append(value)
-            continue
-        if not equals or (key not in _known_keys and not _is_key(key)):
+        raw, equals, value = item.partition(b"=")
+        key = _known_keys.get(raw) or _learn(raw, _KEY, _known_keys)
+        if not equals or not key:
             raise ProtocolError("a field is not of the form key=value")
-        pairs[key] = [value]
-    return Fields(pairs)
+        if key in first:
+            more.setdefault(key, []).append(value)
+        else:
+            first[key] = value
+    return Fields(first, more)
 
 
-def _is_key(key: bytes) -> bool:
-    if not _KEY.match(key):
-        return False
-    if len(_known_keys) < _MAX_KNOWN_KEYS:
-        _known_keys.add(key)
-    return True
+def _learn(word: bytes, form: re.Pattern[bytes], known: dict[bytes, str]) -> str:
+    """A word as text, remembered; empty when it is not of the form."""
+    if not form.match(word):
+        return ""
+    text = word.decode("ascii")
+    if len(known) < _MAX_KNOWN:
+        known[word] = text
+    return text
 
 
 def encode(verb: str, pairs: FieldsIn = (), *bodies: bytes) -> list[bytes]:
@@ -161,9 +161,10 @@ def parse(frames: Sequence[bytes]) -> tuple[str, Fields, Sequence[bytes]]:
     """Frames to (verb, fields, bodies), limits checked. Raises ProtocolError."""
     if not 2 <= len(frames) <= MAX_FRAMES:
         raise ProtocolError("a message has 2 to 8 frames")
-    if not _VERB.match(frames[0]):
+    verb = _known_verbs.get(frames[0]) or _learn(frames[0], _VERB, _known_verbs)
+    if not verb:
         raise ProtocolError("the verb is malformed")
-    return frames[0].decode("ascii"), decode_fields(frames[1]), frames[2:]
+    return verb, decode_fields(frames[1]), frames[2:]
 
 
 def encode_strings(strings: Iterable[bytes]) -> bytes:
