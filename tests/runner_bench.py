@@ -1,15 +1,20 @@
 """A bench for the runner: starts jobs over its control socket as the agent does, feeds and hears them, checks what they leave.
 
-DWRAP_TEST_RUNNER names another build of the runner (the sanitizers'). Every test runs with each kind of tree that works here.
+Every test runs with each kind of tree that works here, and with a runner that was built with the address, leak and undefined
+behaviour sanitizers: what they find makes the runner's own status bad, which `Bench.close` does not accept.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
+import logging
 import os
 import select
+import shutil
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +27,9 @@ from dwrap.agent.runner import Runner, Runners
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Fields
 
-PROGRAM = Path(os.environ.get("DWRAP_TEST_RUNNER", Path(__file__).resolve().parent.parent / "build" / "bin" / "dwrap-runner"))
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "build" / "bin" / "dwrap-runner"
+SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-D_GNU_SOURCE", "-std=c11", "-I.")
 SECONDS = 15.0
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
@@ -96,10 +103,27 @@ class Job:
             self.end = messages.decode_fields(said.payload)
 
 
+class Deaths(logging.Handler):
+    """What the agent would log of runners that did not end well."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+        logging.getLogger("dwrap.agent").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    def stop(self) -> None:
+        logging.getLogger("dwrap.agent").removeHandler(self)
+
+
 class Bench:
     """Starts jobs, and cleans up after them."""
 
-    def __init__(self, folder: Path, tree: str) -> None:
+    def __init__(self, folder: Path, tree: str, program: Path = PROGRAM) -> None:
+        self.program = program
+        self.deaths = Deaths()
         self.folder = folder
         self.work = folder / "work"
         self.work.mkdir(mode=0o711)
@@ -123,7 +147,7 @@ class Bench:
         free_credit: bool = True,
         paths: Sequence[str] = (),
     ) -> Job:
-        self.runners = self.runners or Runners(PROGRAM, self.work, self.roots, self.tree, self.flush)
+        self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree, self.flush)
         fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *(("path", path) for path in paths)])
         said = dict(claims)
         streams = [(key, value) for key, value in (("stdin", stdin), ("stdout", "stream"), ("stderr", "stream")) if key not in said]
@@ -152,6 +176,8 @@ class Bench:
             time.sleep(0.005)
         if self.runners:
             self.runners.close()
+        self.deaths.stop()
+        assert not self.deaths.said, self.deaths.said
         assert not list(self.work.iterdir()), "a temporary directory was left"
 
 
@@ -160,15 +186,33 @@ def namespaces_work() -> bool:
     return not subprocess.run([PROGRAM, "--probe-tree"], capture_output=True, check=True).stdout.endswith(b" -1.000\n")
 
 
-@pytest.fixture(params=["subreaper", "pidns"])
+@functools.cache
+def sanitized() -> Path | None:
+    """The runner built with the sanitizers, once for each test process; None where the compiler has none."""
+    folder = Path(tempfile.mkdtemp(prefix="dwrap-sanitized-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "agent").glob("*.c"))
+    (folder / "empty.c").write_text("int main(void) { return 0; }")
+    if subprocess.run(["cc", *SANITIZE, folder / "empty.c", "-o", folder / "empty"], capture_output=True, check=False).returncode:
+        return None
+    subprocess.run(["cc", *SANITIZE, *sources, "-o", folder / "dwrap-runner"], cwd=ROOT, check=True)
+    return folder / "dwrap-runner"
+
+
+@pytest.fixture(params=["subreaper", "pidns", "sanitized"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     if request.param == "pidns" and not namespaces_work():
         pytest.skip("this kernel or container refuses PID namespaces")
+    program = sanitized() if request.param == "sanitized" else PROGRAM
+    if program is None:
+        pytest.skip("this compiler has no address sanitizer")
+    tree = "subreaper" if request.param == "subreaper" or not namespaces_work() else "pidns"
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:3]:  # pytest's own folders; other users must pass through
         if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & stat.S_ISVTX:
             parent.chmod(0o755)
-    made = Bench(tmp_path, request.param)
+    made = Bench(tmp_path, tree, program)
     yield made
     made.close()
 

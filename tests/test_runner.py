@@ -224,6 +224,10 @@ def test_the_end_of_the_runner_ends_the_tree(bench: Bench) -> None:
     eventually_no_process(name, 3)
     for leftover in bench.work.iterdir():  # a killed runner cannot; its agent removes the whole directory
         leftover.rmdir()
+    assert bench.runners
+    bench.runners.reap()
+    assert len(bench.deaths.said) == 1
+    bench.deaths.said.clear()
 
 
 def test_process_ids_are_spread(bench: Bench) -> None:
