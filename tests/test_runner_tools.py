@@ -1,0 +1,87 @@
+"""The runner: tools that look at processes (sanitizers, debuggers, ps, nested namespaces) work in a job as they do outside one,
+and one user's job neither sees nor touches another's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from runner_bench import ENV, ROOT_ONLY, Bench, bench, sh
+
+from dwrap.agent.accounts import Identity
+from dwrap.agent.events import Kind
+
+__all__ = ["bench"]  # a fixture: importing it is its use
+
+LEAKY = "#include <stdlib.h>\nint main(int argc, char **argv) { void *volatile p = malloc(10 + argc); if (argc > 1) p = 0; free(p); return !argv; }\n"
+SELF = Identity(os.geteuid(), os.getegid(), (), become=False)
+USERS = [SELF, pytest.param(Identity(65534, 65534, (65534,), become=True), marks=ROOT_ONLY)]
+TOOLS = {
+    "strace": ("strace", "-f", "-o", "/dev/null", "sh", "-c", "true; exit 3"),
+    "gdb": ("gdb", "-nx", "-batch", "-ex", "run", "-ex", "quit $_exitcode", "--args", "sh", "-c", "exit 3"),
+    "ps": ("sh", "-c", 'test "$(ps -o pid= -p $$ | tr -d " ")" = $$ && exit 3'),
+    "unshare": ("unshare", "-Urpf", "--mount-proc", "sh", "-c", 'test "$(readlink /proc/self)" -gt 1 && exit 3'),
+    "bwrap": ("bwrap", "--unshare-all", "--bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "sh", "-c", "exit 3"),
+    "timeout": ("timeout", "5", "sh", "-c", "exit 3"),
+}
+
+
+@pytest.mark.parametrize("identity", USERS, ids=["self", "nobody"])
+def test_leaks_are_found_as_outside(bench: Bench, identity: Identity) -> None:
+    program = bench.folder / "leaky"
+    built = subprocess.run(["cc", "-fsanitize=address", "-x", "c", "-", "-o", program], input=LEAKY, text=True, capture_output=True, check=False)
+    if built.returncode:
+        pytest.skip("this compiler has no address sanitizer")
+    plain = subprocess.run([program, "leak"], capture_output=True, check=False, env=ENV)
+    assert os.WEXITSTATUS(bench.run(str(program), identity=identity).status()) == 0
+    job = bench.run(str(program), "leak", identity=identity)
+    assert os.WEXITSTATUS(job.status()) == plain.returncode
+    assert (b"detected memory leaks" in job.out[2]) == (b"detected memory leaks" in plain.stderr)
+
+
+@pytest.mark.parametrize("identity", USERS, ids=["self", "nobody"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_that_look_at_processes(bench: Bench, tool: str, identity: Identity) -> None:
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not installed")
+    become = {"user": 65534, "group": 65534, "extra_groups": []} if identity.become else {}
+    plain = subprocess.run(TOOLS[tool], capture_output=True, check=False, env=ENV, cwd="/", **become)  # type: ignore[call-overload]
+    if plain.returncode != 3:
+        pytest.skip(f"{tool} does not work here outside of a job either: {plain.stderr[-200:]!r}")
+    job = bench.run(*TOOLS[tool], identity=identity, cwd="/")
+    assert os.WEXITSTATUS(job.status()) == 3, job.out
+
+
+def test_proc_is_the_jobs_own(bench: Bench) -> None:
+    job = bench.run(*sh('test "$(readlink /proc/self/ns/pid)" = "$(readlink /proc/$$/ns/pid)" && tr "\\0" " " </proc/$$/cmdline; ls /proc'))
+    assert job.out[1].startswith(b"/bin/sh -c ")
+    shown = [name for name in job.out[1].split() if name.isdigit()]
+    assert (len(shown) <= 4) == (bench.tree == "pidns"), "in a namespace it sees itself only"
+
+
+@ROOT_ONLY
+def test_another_users_job_is_out_of_reach(bench: Bench) -> None:
+    victim = bench.start(sh('echo "$TMPDIR"; exec sleep 600'), identity=Identity(65534, 65534, (), become=True), cwd="/")
+    victim.until(lambda: victim.out[1].endswith(b"\n"))
+    folder = Path(victim.out[1].decode().strip())
+    holder = int(Path(f"/proc/{victim.runner.pid}/task/{victim.runner.pid}/children").read_text())
+    command = int(Path(f"/proc/{holder}/task/{holder}/children").read_text())
+    script = f"kill -9 {victim.runner.pid} {holder} {command}; ls {folder} {folder.parent}; cat /proc/{command}/environ /proc/{holder}/maps; exit 4"
+    job = bench.run(*sh(script), identity=Identity(1, 1, (), become=True), cwd="/")
+    assert (os.WEXITSTATUS(job.status()), job.out[1]) == (4, b"")
+    victim.tell(Kind.SIGNAL, 0, 15)
+    assert os.WTERMSIG(victim.status()) == 15
+
+
+@ROOT_ONLY
+def test_a_job_cannot_reach_what_holds_it(bench: Bench) -> None:
+    script = "kill -9 $PPID; cat /proc/$PPID/maps /proc/$PPID/environ; ls /proc/$PPID/fd; exit 4"
+    job = bench.run(*sh(script), identity=Identity(65534, 65534, (), become=True), cwd="/")
+    assert (os.WEXITSTATUS(job.status()), job.out[1]) == (4, b"")
+
+
+def test_nothing_is_inherited_but_the_streams(bench: Bench) -> None:
+    assert bench.run(*sh("ls /proc/self/fd")).out[1].split() == [b"0", b"1", b"2", b"3"], "3 is ls's own"
