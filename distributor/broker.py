@@ -7,6 +7,7 @@ know how jobs are scheduled.
 
 Order matters where descriptors are reused: a batch of messages is received first, then the monitor's events that led up
 to it; messages of known connections are handled, then the events applied, then the messages of those that were unknown.
+A batch without unknown ones leaves the events for the next turn of the loop.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
+_EVENT: Final = struct.Struct("=hi")
 _BATCH: Final = 256
 _ASK_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 10.0
@@ -98,7 +100,7 @@ class Broker:
                 self._answer_asks()
             full = True
             while full:
-                full = self._take_batch() == _BATCH
+                full = self._take_batch(self._monitor in ready) == _BATCH
             self._happened(e.Tick())
         log.info("stopped")
 
@@ -147,17 +149,15 @@ class Broker:
             except Exception as error:
                 answer.set_exception(error)
 
-    def _take_batch(self) -> int:
-        """Handles up to _BATCH messages. Returns how many there were."""
-        batch = self._receive()
-        happenings = self._receive_events()
-        strangers = []
+    def _take_batch(self, has_events: bool) -> int:
+        """Handles up to _BATCH messages, and the monitor's events. Returns how many messages there were."""
         known = self._links.by_rid
+        batch = self._receive()
+        strangers = [(head, frames) for head, frames in batch if head.bytes not in known]
+        happenings = self._receive_events() if strangers or has_events else ()
         for head, frames in batch:
             link = known.get(head.bytes)
-            if link is None:
-                strangers.append((head, frames))
-            else:
+            if link is not None:
                 self._dispatch(link, frames)
         for kind, fd in happenings:
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
@@ -183,11 +183,12 @@ class Broker:
         return batch
 
     def _receive_events(self) -> list[tuple[int, int]]:
+        receive = self._monitor.recv
         happenings: list[tuple[int, int]] = []
         try:
             while True:
-                what, _ = self._monitor.recv_multipart(_NOBLOCK)
-                happenings.append(struct.unpack("=hi", what))
+                happenings.append(_EVENT.unpack(receive(_NOBLOCK)))
+                receive(_NOBLOCK)  # the endpoint
         except zmq.Again:
             return happenings
 

@@ -5,12 +5,10 @@ Knows the process: options, log, limits, signals, systemd. Everything else is in
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import resource
-import secrets
 import signal
 import socket
 import sys
@@ -80,13 +78,12 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     http_at = _http_address(http_address)
     _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
     _raise_descriptor_limit()
-    secret = functools.partial(secrets.token_hex, _STAMP_BYTES)
-    scheduler = Scheduler(secret)
+    scheduler = Scheduler(_secret)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.setsockopt(zmq.MAX_SOCKETS, 65_535)
     try:
         reports = Reports(scheduler, next_epoch(state, time.time_ns()))
-        broker = Broker(context, endpoints, scheduler, reports, secret, insecure)
+        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure)
         url, stop_http = _serve_http(http_at, broker, reports)
     except OSError as error:  # ZMQError is one too
         _die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
@@ -100,6 +97,11 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     stop_http()
     broker.close()
     context.destroy(linger=200)
+
+
+def _secret() -> str:
+    """What nobody can guess."""
+    return os.urandom(_STAMP_BYTES).hex()
 
 
 def next_epoch(state: Path | None, clock_ns: int) -> int:

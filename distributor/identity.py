@@ -112,7 +112,8 @@ class _Borrowed:
     __slots__ = ("_socket",)
 
     def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=fd)
+        # As told so, Python need not ask the kernel what it is; an IPv6 address has room for any that we look at.
+        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, fileno=fd)
 
     def __enter__(self) -> socket.socket:
         return self._socket

@@ -66,7 +66,7 @@ class WaitingRoom:
         """The job whose turn it is and the least loaded agent that may take it, or None. The job stands aside then."""
         best: tuple[float, FairQueue[Job], Agent] | None = None
         for pools, queue in self._queues.items():
-            turn = queue.turn()
+            turn = queue.turn() if len(queue) else None
             if turn is None or (best is not None and turn >= best[0]):
                 continue
             agent = self._placement.best(pools)
