@@ -110,7 +110,7 @@ _Noreturn void command_become(const struct spec *spec, const int stdio[3], int r
     if (chdir(spec->cwd) != 0)
         fail(report_fd, STAGE_CWD, "chdir");
     take_signals(spec);
-    environ = spec->envp; /* execvpe looks PATH up in it */
-    execvpe(spec->argv[0], spec->argv, spec->envp);
+    environ = (char **)(uintptr_t)spec->envp; /* execvpe looks PATH up in it; neither list is written to */
+    execvpe(spec->argv[0], (char **)(uintptr_t)spec->argv, environ);
     fail(report_fd, STAGE_EXEC, "exec");
 }

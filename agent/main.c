@@ -158,13 +158,13 @@ static void keep_time(struct run *run)
 static void wait_for_events(struct run *run)
 {
     struct streams *s = &run->streams;
-    bool may_read = !run->control.stashed;
+    bool may_send = !run->control.stashed;
     struct pollfd fds[5] = {
         {run->orphaned ? -1 : run->control.fd, (short)(POLLIN | (run->control.stashed ? POLLOUT : 0)), 0},
         {run->phase == EMPTY ? -1 : run->tree.channel, POLLIN, 0},
-        {may_read && output_ready_to_read(&s->out[1]) ? s->out[1].fd : -1, POLLIN, 0},
-        {may_read && output_ready_to_read(&s->out[2]) ? s->out[2].fd : -1, POLLIN, 0},
-        {input_wants_room(&s->in) ? s->in.write_fd : -1, POLLOUT, 0}};
+        {may_send && output_ready_to_read(&s->out[1]) ? s->out[1].fd : -1, POLLIN, 0},
+        {may_send && output_ready_to_read(&s->out[2]) ? s->out[2].fd : -1, POLLIN, 0},
+        {(may_send || s->in.pending) && input_wants_room(&s->in) ? s->in.write_fd : -1, POLLOUT, 0}};
     int64_t left = run->deadline_ms ? run->deadline_ms - now_ms() : -1;
     poll(fds, 5, run->deadline_ms && left < 0 ? 0 : (int)left);
     if (fds[0].revents & POLLOUT && !control_flush(&run->control))
@@ -200,14 +200,24 @@ struct report {
     char text[4096];
 };
 
+/* A reason is one line, whatever the names in it hold. */
+static void make_printable(char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        if (((unsigned char)text[i] < ' ' && text[i] != '\0') || text[i] == 127)
+            text[i] = '?';
+}
+
 __attribute__((format(printf, 2, 3))) static void add(struct report *report, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
     int size = vsnprintf(report->text + report->size, sizeof report->text - report->size, format, arguments);
     va_end(arguments);
-    if (size > 0 && report->size + (size_t)size < sizeof report->text)
+    if (size > 0 && report->size + (size_t)size < sizeof report->text) {
+        make_printable(report->text + report->size, (size_t)size);
         report->size += (size_t)size + 1; /* with its NUL: the protocol's fields frame */
+    }
 }
 
 static void send_stashed(struct control *control)
@@ -248,7 +258,7 @@ static const char *exec_error_word(int error)
 
 static bool is_shortage(int error)
 {
-    return error == EAGAIN || error == ENOMEM || error == EMFILE || error == ENFILE || error == EIO;
+    return error == EAGAIN || error == ENOMEM || error == EMFILE || error == ENFILE || error == EIO || error == ESTALE;
 }
 
 static void add_outcome(struct run *run, struct report *report, const struct failure *failure, const struct outputs *outputs)

@@ -137,7 +137,7 @@ struct outputs outputs_flush(const struct spec *spec, struct timespec started)
         /* Named directories first: the bound must not cut off what the command was told to write. */
         for (size_t i = 0; i < spec->path_count; i++)
             flush_directory(&scan, cwd, spec->paths[i], 0);
-        for (char **argument = spec->argv + 1; *argument; argument++)
+        for (const char **argument = spec->argv + 1; *argument; argument++)
             flush_argument(&scan, cwd, *argument);
         flush_directory(&scan, cwd, ".", MAX_DEPTH);
         close(cwd);

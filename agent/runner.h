@@ -57,9 +57,10 @@ struct spec {
     gid_t gid, *groups;
     size_t group_count;
     bool become;       /* take on uid, gid and groups */
+    bool has_gid, spoilt; /* checked by spec_read */
     bool namespaces;   /* hold the tree in a PID namespace; else by reaping */
     bool flush_always; /* flush outputs on coherent file systems too */
-    char **roots, **paths;
+    const char **roots, **paths;
     size_t root_count, path_count;
     /* the submitter's claims */
     int umask, nice; /* umask -1: the agent's own */
@@ -69,7 +70,7 @@ struct spec {
     uint64_t ignored; /* bit n: signal n is ignored */
     enum stdio_kind stdio[3];
     unsigned short rows, columns;
-    char **argv, **envp; /* envp has room for SPEC_ENV_ROOM more */
+    const char **argv, **envp; /* envp has room for SPEC_ENV_ROOM more */
     size_t env_count;
 };
 
@@ -80,7 +81,7 @@ const char *spec_read(struct spec *spec, int fd);
 /* The value of an environment variable of the job, or NULL. */
 const char *spec_env(const struct spec *spec, const char *name);
 /* Sets a variable of the job; `assignment` ("NAME=value") must stay. */
-void spec_set_env(struct spec *spec, char *assignment);
+void spec_set_env(struct spec *spec, const char *assignment);
 
 /* ---- command.c: from a forked child to the command ---- */
 

@@ -188,12 +188,11 @@ class Runners:
             self._starter = None
 
     def _write_spec(self, start: Start, identity: Identity) -> int:
-        own: list[tuple[str, Value]] = [("job", start.key[0]), ("cwd", start.fields.need("cwd")), *self._fixed]
+        own: list[tuple[str, Value]] = [("job", start.key[0]), ("env", f"DWRAP_JOB={start.key[0]}"), ("cwd", start.fields.need("cwd")), *self._fixed]
         own += [("path", path) for path in start.fields.all("path")]
         if identity.become:
             own += [("uid", identity.uid), ("gid", identity.gid), *(("group", group) for group in identity.groups)]
-        env = start.env + b"DWRAP_JOB=" + start.key[0].encode() + b"\0"
-        sections = [messages.encode_fields(own), start.claims, start.argv, env]
+        sections = [messages.encode_fields(own), start.claims, start.argv, start.env]
         spec = os.memfd_create("dwrap-spec", os.MFD_CLOEXEC)
         try:
             blob = b"".join([_LENGTHS.pack(*map(len, sections)), *sections])

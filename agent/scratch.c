@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAX_DEPTH 256 /* directories are held open on the way down */
+#define MAX_DEPTH 100   /* directories are held open on the way down */
+#define MAX_ROUNDS 1000 /* each takes MAX_DEPTH levels off */
 
 static bool lies_under(const char *path, const char *root)
 {
@@ -59,13 +60,15 @@ const char *scratch_make(struct spec *spec)
     return path;
 }
 
-/* Empties the directory and closes it. */
-static void empty_directory(int fd, int depth)
+/* Empties the directory and closes it. What lies too deep is moved to `top`; false when there is such, and it is to be emptied again. */
+static bool empty_directory(int fd, int top, int depth)
 {
+    static unsigned moved;
+    bool done = true;
     DIR *directory = fdopendir(fd);
     if (!directory) {
         close(fd);
-        return;
+        return true;
     }
     fchmod(fd, 0700);
     for (struct dirent *entry; (entry = readdir(directory));) {
@@ -73,25 +76,32 @@ static void empty_directory(int fd, int depth)
             continue;
         if (fchmodat(fd, entry->d_name, 0700, AT_SYMLINK_NOFOLLOW) != 0) /* it may have been made unreadable */
             continue;
+        if (depth >= MAX_DEPTH) {
+            char name[32];
+            snprintf(name, sizeof name, "deep-%u", moved++);
+            renameat(fd, entry->d_name, top, name); /* where the name is taken, the next round finds it free */
+            done = false;
+            continue;
+        }
         int inner = openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (inner >= 0 && depth < MAX_DEPTH)
-            empty_directory(inner, depth + 1);
-        else if (inner >= 0)
-            close(inner);
+        if (inner >= 0)
+            done &= empty_directory(inner, top, depth + 1);
         unlinkat(fd, entry->d_name, AT_REMOVEDIR);
     }
     closedir(directory);
+    return done;
 }
 
 void scratch_remove(const struct spec *spec, const char *path)
 {
     if (path[0] == '\0' || rmdir(path) == 0)
         return;
-    if (identity_assume(spec)) {
-        int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (fd >= 0)
-            empty_directory(fd, 0);
-    }
+    int top = identity_assume(spec) ? open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+    for (int round = 0, again; top >= 0 && round < MAX_ROUNDS; round++)
+        if ((again = openat(top, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0 || empty_directory(again, top, 0))
+            break;
+    if (top >= 0)
+        close(top);
     identity_drop(spec);
     rmdir(path);
 }

@@ -174,7 +174,7 @@ class Session:
         key = (event.fields.name("job"), event.fields.number("attempt"))
         if key in self._running or key in self._kept:
             return []
-        reason = self._why_not(event, key)
+        reason = self._why_not(event, key, now)
         if reason:
             return [_send("REJECT", [("job", key[0]), ("attempt", key[1]), ("reason", reason)])]
         self._running[key] = _Running()
@@ -182,11 +182,15 @@ class Session:
         claims, argv, env = event.bodies
         return [Start(key, event.fields, claims, argv, env)]
 
-    def _why_not(self, event: Received, key: Key) -> str:
+    def _why_not(self, event: Received, key: Key, now: float) -> str:
         if event.fields.need("epoch") != self.epoch:
             return "the assignment is of another epoch"
         if len(event.bodies) != 3:
             return "the assignment lacks its command"
+        if not (event.fields.get("cwd") or b"").startswith(b"/"):
+            return "the assignment names no absolute directory"
+        if now >= self.lease_until:  # read late, by an agent that was frozen: others may run it by now
+            return "the agent's lease is over"
         if self.draining:
             return "the agent is leaving"
         if key[0] in self._attempt:

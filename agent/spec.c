@@ -1,6 +1,7 @@
 /* Reads the job's spec from the agent's memfd. Knows its form and the claims a submitter may make; decides nothing:
  * what the agent says and what the submitter says are kept apart, and only the agent's fields can name an identity. */
 #include "agent/runner.h"
+#include "protocol/fields.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,27 +10,42 @@
 
 struct setter {
     const char *key;
-    void (*set)(struct spec *, char *);
+    void (*set)(struct spec *, const char *);
 };
 
-static void set_job(struct spec *s, char *v) { s->job = v; }
-static void set_cwd(struct spec *s, char *v) { s->cwd = v; }
-static void set_work(struct spec *s, char *v) { s->work = v; }
-static void set_uid(struct spec *s, char *v) { s->uid = (uid_t)strtoul(v, NULL, 10); s->become = true; }
-static void set_gid(struct spec *s, char *v) { s->gid = (gid_t)strtoul(v, NULL, 10); }
-static void add_group(struct spec *s, char *v) { s->groups[s->group_count++] = (gid_t)strtoul(v, NULL, 10); }
-static void add_root(struct spec *s, char *v) { s->roots[s->root_count++] = v; }
-static void add_path(struct spec *s, char *v) { s->paths[s->path_count++] = v; }
-static void set_tree(struct spec *s, char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
-static void set_flush(struct spec *s, char *v) { s->flush_always = strcmp(v, "always") == 0; }
+static void set_job(struct spec *s, const char *v) { s->job = v; }
+static void set_cwd(struct spec *s, const char *v) { s->cwd = v; }
+static void set_work(struct spec *s, const char *v) { s->work = v; }
 
-static void set_umask(struct spec *s, char *v) { s->umask = (int)(strtoul(v, NULL, 8) & 0777); }
-static void set_nice(struct spec *s, char *v) { s->nice = (int)strtol(v, NULL, 10); s->has_nice = true; }
-static void set_seekable(struct spec *s, char *v) { s->seekable = strcmp(v, "1") == 0; }
-static void set_rows(struct spec *s, char *v) { s->rows = (unsigned short)strtoul(v, NULL, 10); }
-static void set_columns(struct spec *s, char *v) { s->columns = (unsigned short)strtoul(v, NULL, 10); }
+/* A number of the agent's that cannot be one spoils the spec: it must never pass for 0, nor for -1, which means "as before". */
+static unsigned id(struct spec *s, const char *v)
+{
+    uint64_t number = UINT32_MAX;
+    s->spoilt |= !field_number(v, &number) || number >= UINT32_MAX;
+    return (unsigned)number;
+}
 
-static void add_ignored(struct spec *s, char *v)
+static void set_uid(struct spec *s, const char *v) { s->uid = id(s, v); s->become = true; }
+static void set_gid(struct spec *s, const char *v) { s->gid = id(s, v); s->has_gid = true; }
+static void add_group(struct spec *s, const char *v) { s->groups[s->group_count++] = id(s, v); }
+static void add_root(struct spec *s, const char *v) { s->roots[s->root_count++] = v; }
+static void add_path(struct spec *s, const char *v) { s->paths[s->path_count++] = v; }
+static void set_tree(struct spec *s, const char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
+static void set_flush(struct spec *s, const char *v) { s->flush_always = strcmp(v, "always") == 0; }
+
+static void set_variable(struct spec *s, const char *v)
+{
+    if (strchr(v, '='))
+        spec_set_env(s, v);
+}
+
+static void set_umask(struct spec *s, const char *v) { s->umask = (int)(strtoul(v, NULL, 8) & 0777); }
+static void set_nice(struct spec *s, const char *v) { s->nice = (int)strtol(v, NULL, 10); s->has_nice = true; }
+static void set_seekable(struct spec *s, const char *v) { s->seekable = strcmp(v, "1") == 0; }
+static void set_rows(struct spec *s, const char *v) { s->rows = (unsigned short)strtoul(v, NULL, 10); }
+static void set_columns(struct spec *s, const char *v) { s->columns = (unsigned short)strtoul(v, NULL, 10); }
+
+static void add_ignored(struct spec *s, const char *v)
 {
     unsigned long number = strtoul(v, NULL, 10);
     if (number >= 1 && number <= 63)
@@ -45,24 +61,24 @@ static enum stdio_kind stdio_kind(const char *word)
     return STDIO_NULL;
 }
 
-static void set_stdin(struct spec *s, char *v) { s->stdio[0] = stdio_kind(v); }
-static void set_stdout(struct spec *s, char *v) { s->stdio[1] = stdio_kind(v); }
-static void set_stderr(struct spec *s, char *v) { s->stdio[2] = stdio_kind(v); }
+static void set_stdin(struct spec *s, const char *v) { s->stdio[0] = stdio_kind(v); }
+static void set_stdout(struct spec *s, const char *v) { s->stdio[1] = stdio_kind(v); }
+static void set_stderr(struct spec *s, const char *v) { s->stdio[2] = stdio_kind(v); }
 
 static rlim_t limit_value(const char *text)
 {
     return strncmp(text, "unlimited", 9) == 0 ? RLIM_INFINITY : (rlim_t)strtoull(text, NULL, 10);
 }
 
-static void add_limit(struct spec *s, char *v)
+static void add_limit(struct spec *s, const char *v)
 {
     static const struct { const char *name; int resource; } known[] = {
         {"cpu", RLIMIT_CPU}, {"fsize", RLIMIT_FSIZE}, {"data", RLIMIT_DATA}, {"stack", RLIMIT_STACK},
         {"core", RLIMIT_CORE}, {"rss", RLIMIT_RSS}, {"nproc", RLIMIT_NPROC}, {"nofile", RLIMIT_NOFILE},
         {"memlock", RLIMIT_MEMLOCK}, {"as", RLIMIT_AS}, {"locks", RLIMIT_LOCKS}, {"sigpending", RLIMIT_SIGPENDING},
         {"msgqueue", RLIMIT_MSGQUEUE}, {"nice", RLIMIT_NICE}, {"rtprio", RLIMIT_RTPRIO}, {"rttime", RLIMIT_RTTIME}};
-    char *soft = strchr(v, ':');
-    char *hard = soft ? strchr(soft + 1, ':') : NULL;
+    const char *soft = strchr(v, ':');
+    const char *hard = soft ? strchr(soft + 1, ':') : NULL;
     if (!hard || s->limit_count == RLIM_NLIMITS)
         return;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -72,7 +88,8 @@ static void add_limit(struct spec *s, char *v)
 
 static const struct setter agents_word[] = {
     {"job", set_job}, {"cwd", set_cwd}, {"work", set_work}, {"uid", set_uid}, {"gid", set_gid}, {"group", add_group},
-    {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"flush", set_flush}, {NULL, NULL}};
+    {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"flush", set_flush},
+    {"env", set_variable}, {NULL, NULL}};
 
 static const struct setter claims[] = {
     {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},
@@ -87,19 +104,18 @@ static size_t count_strings(const char *section, size_t size)
     return count;
 }
 
-static void read_fields(struct spec *spec, const struct setter *setters, char *section, size_t size)
+static void read_fields(struct spec *spec, const struct setter *setters, const char *section, size_t size)
 {
-    for (char *field = section; field < section + size; field += strlen(field) + 1) {
-        char *equals = strchr(field, '=');
-        for (const struct setter *s = setters; equals && s->key; s++)
-            if (strlen(s->key) == (size_t)(equals - field) && strncmp(s->key, field, (size_t)(equals - field)) == 0)
-                s->set(spec, equals + 1);
-    }
+    struct fields rest = fields_of(section, size);
+    for (struct field field; fields_next(&rest, &field);)
+        for (const struct setter *s = setters; s->key; s++)
+            if (field_is(&field, s->key))
+                s->set(spec, field.value);
 }
 
-static char **read_strings(char *section, size_t size, size_t room, size_t *count)
+static const char **read_strings(char *section, size_t size, size_t room, size_t *count)
 {
-    char **all = calloc(count_strings(section, size) + room + 1, sizeof *all);
+    const char **all = calloc(count_strings(section, size) + room + 1, sizeof *all);
     *count = 0;
     for (char *string = section; all && string < section + size; string += strlen(string) + 1)
         all[(*count)++] = string;
@@ -147,12 +163,17 @@ const char *spec_read(struct spec *spec, int fd)
         return wrong;
     if (!make_room(spec, section[0], size[0]))
         return "no memory for the spec";
-    read_fields(spec, agents_word, section[0], size[0]);
-    read_fields(spec, claims, section[1], size[1]);
+    for (int i = 2; i < 4; i++)
+        if (count_strings(section[i], size[i]) > DWRAP_MAX_STRINGS)
+            return "the command or its environment has too many strings";
     spec->argv = read_strings(section[2], size[2], 0, &argc);
     spec->envp = read_strings(section[3], size[3], SPEC_ENV_ROOM, &spec->env_count);
     if (!spec->argv || !spec->envp)
         return "no memory for the spec";
+    read_fields(spec, agents_word, section[0], size[0]);
+    read_fields(spec, claims, section[1], size[1]);
+    if (spec->spoilt || spec->become != spec->has_gid)
+        return "the agent's own word on the identity is malformed";
     return argc == 0 ? "the command is empty" : NULL;
 }
 
@@ -170,7 +191,7 @@ const char *spec_env(const struct spec *spec, const char *name)
     return i < spec->env_count ? spec->envp[i] + length + 1 : NULL;
 }
 
-void spec_set_env(struct spec *spec, char *assignment)
+void spec_set_env(struct spec *spec, const char *assignment)
 {
     size_t i = find_env(spec, assignment, (size_t)(strchr(assignment, '=') - assignment));
     spec->envp[i] = assignment;

@@ -231,7 +231,7 @@ static double milliseconds(void)
 /* How long a tree that runs /bin/true takes, or -1 when it cannot be held this way. */
 static double try_tree(bool namespaces)
 {
-    char *argv[] = {"/bin/true", NULL}, *envp[] = {NULL};
+    const char *argv[] = {"/bin/true", NULL}, *envp[] = {NULL};
     struct spec spec = {.cwd = "/", .umask = -1, .namespaces = namespaces, .argv = argv, .envp = envp};
     struct tree tree = {0};
     int status = -1, report[2];

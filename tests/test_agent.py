@@ -172,3 +172,33 @@ def test_what_it_does_not_start_with(words: tuple[str, ...], text: str, tmp_path
     assert errors.startswith("dwrap: cannot start: ")
     assert text in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "bodies"),
+    [
+        ({}, (b"group=" + b"9" * 5_000 + b"\0", b"true\0", b"")),
+        ({"uid": 10**17}, (b"", b"true\0", b"")),
+        ({"uid": "x"}, (b"", b"true\0", b"")),
+        ({"cwd": "relative"}, (b"", b"true\0", b"")),
+        ({"cwd": None}, (b"", b"true\0", b"")),
+        ({}, (b"no field", b"true\0", b"")),
+        ({}, (b"gid=99999999999\0", b"true\0", b"")),
+        ({}, (b"", b"true", b"")),
+        ({}, (b"", b"", b"")),
+        ({}, (b"", b"\0" * 300_000, b"")),
+        ({}, (b"", b"true\0", b"cut")),
+    ],
+)
+def test_malformed_assignments_do_not_end_it(
+    distributor: Distributor, agent: subprocess.Popen[str], changed: dict[str, Value | None], bodies: tuple[bytes, ...]
+) -> None:
+    distributor.welcome()
+    fields = {"job": "bad", "attempt": 1, "epoch": 1, "uid": os.geteuid(), "cwd": "/", "build": "b", **changed}
+    distributor.say("ASSIGN", *bodies, **{key: value for key, value in fields.items() if value is not None})
+    if b"group=" in bodies[0]:  # a group that cannot be is one that the user is not in
+        assert distributor.hear("RESULT")[0].number("status") == 0
+    else:
+        distributor.hear("REJECT")
+    distributor.assign("echo fine")
+    assert distributor.hear("OUTPUT")[1] == (b"fine\n",)

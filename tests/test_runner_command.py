@@ -6,6 +6,7 @@ import os
 import pwd
 import stat
 import subprocess
+import sys
 
 import pytest
 from runner_bench import ENV, ROOT_ONLY, Bench, bench, sh
@@ -52,6 +53,22 @@ def test_private_tmpdir_is_made_and_removed(bench: Bench) -> None:
     assert job.out[1] == f"700 {os.geteuid()}\n".encode()
     assert (victim / "file").read_text() == "kept"
     assert not list(bench.work.iterdir())
+
+
+def test_a_tmpdir_of_any_depth_is_removed(bench: Bench) -> None:
+    script = "import os; os.chdir(os.environ['TMPDIR'])\nfor i in range(1500): os.mkdir('d'); os.mkdir('e'); open('f', 'w'); os.chdir('d')"
+    assert bench.run(sys.executable, "-c", script).status() == 0
+    assert not list(bench.work.iterdir())
+
+
+def test_the_mark_of_a_job_is_set_once(bench: Bench) -> None:
+    job = bench.run("env", env={**ENV, "DWRAP_JOB": "forged"})
+    assert [line for line in bytes(job.out[1]).split(b"\n") if line.startswith(b"DWRAP_JOB=")] == [b"DWRAP_JOB=job0"]
+
+
+def test_reasons_are_one_printable_line(bench: Bench) -> None:
+    end = bench.run("true", cwd=str(bench.cwd / "new\nline\x1b")).finish()
+    assert end.text("reason").isprintable()
 
 
 def test_tmpdir_on_the_shared_tree_is_kept(bench: Bench) -> None:

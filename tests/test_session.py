@@ -166,6 +166,14 @@ def test_when_the_lease_is_over_jobs_are_killed_and_their_status_is_not_told() -
     assert [fields.text("error") for fields in results] == ["infrastructure"]
 
 
+def test_an_assignment_that_was_read_too_late_is_not_started() -> None:
+    session = welcomed()
+    actions = session.handle(assign(), 10)  # an agent that was frozen meanwhile: the job may run elsewhere by now
+    [(verb, fields)] = sent(actions)
+    assert (verb, "lease" in fields.text("reason")) == ("REJECT", True)
+    assert not only(actions, e.Start)
+
+
 def test_after_a_new_connection_it_says_what_runs_and_what_ended() -> None:
     session = welcomed()
     session.handle(assign("run"), 0)
