@@ -1,16 +1,12 @@
 """Jobs a second through the distributor with 10, 200 and 1,000 simulated agents, its CPU per job, and latency at 70 % of the rate.
 
-Generator and agents run on the same processors; the distributor's own CPU per job is therefore printed beside the rate.
+The loads run on the same processors; the distributor's own CPU per job is therefore printed beside the rate.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
-from figures import cpu_seconds, heading, percentile, row
-from generator import Generator
+from figures import cpu_seconds, heading, row
+from loads import Loads
 from surroundings import with_farm
 
 AGENT_COUNTS = (10, 200, 1000)
@@ -25,20 +21,15 @@ BUDGET_RATE, BUDGET_P99_MS, BUDGET_COST_RATIO = 2000, 20.0, 1.5
 def measure(agents: int) -> tuple[float, float, float]:
     """Jobs a second, distributor CPU ms per job, p99 in ms at 70 % of that rate."""
     with with_farm(agents=0) as farm:
-        argv = [sys.executable, str(Path(__file__).with_name("simulated_agents.py")), farm.address, str(agents), str(SLOTS)]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE) as simulated:
-            assert simulated.stdout is not None
-            if simulated.stdout.readline() != b"ready\n":
-                raise SystemExit(f"benchmark: {agents} simulated agents did not register; see the message above")
-            generator = Generator(farm.address)
-            generator.flood(WARM_UP_JOBS, UNDER_WAY)
-            before = cpu_seconds(farm.distributor.pid)
-            flood = generator.flood(JOBS, UNDER_WAY)
-            cost = (cpu_seconds(farm.distributor.pid) - before) / JOBS * 1000
-            paced = generator.paced(0.7 * flood.rate, PACED_SECONDS)
-            generator.close()
-            simulated.terminate()
-    return flood.rate, cost, percentile(paced.latencies, 0.99) * 1000
+        loads, distributor = Loads(farm.directory), farm.distributor.pid
+        with loads.agents(farm.address, agents, SLOTS):
+            loads.flood(farm.address, WARM_UP_JOBS, UNDER_WAY)
+            before = cpu_seconds(distributor)
+            flood = loads.flood(farm.address, JOBS, UNDER_WAY)
+            cost = (cpu_seconds(distributor) - before) / JOBS * 1000
+            pace = 0.7 * flood.rate
+            paced = loads.paced(farm.address, int(pace * PACED_SECONDS), pace)
+    return flood.rate, cost, paced.p99_ms
 
 
 def main() -> None:

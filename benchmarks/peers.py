@@ -20,10 +20,11 @@ from pathlib import Path
 from figures import heading, median, row
 from surroundings import DWRAP, Farm, with_farm
 
-UNITS = 16
+UNITS = 8
 ROUNDS = 3
 JOBS = max(2, len(os.sched_getaffinity(0)))
 READY_SECONDS = 10.0
+BUILD_SECONDS = 120.0
 UNIT = """#include <map>
 #include <regex>
 #include <string>
@@ -34,6 +35,10 @@ int unit_{n}(const std::string &text) {{
     return static_cast<int>(seen.size());
 }}
 """
+
+
+class BuildFailed(Exception):
+    """A contender did not build the project within BUILD_SECONDS."""
 
 
 def write_project(directory: Path) -> None:
@@ -56,7 +61,14 @@ def build(directory: Path, wrap: str, link_wrap: str, environment: dict[str, str
         made.unlink(missing_ok=True)
     (directory / "wrap.ninja").write_text(f"wrap = {wrap}\nlinkwrap = {link_wrap}\n")
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(["ninja", "-C", str(directory), f"-j{JOBS}"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(["ninja", "-C", str(directory), f"-j{JOBS}"], env=environment, stdout=subprocess.DEVNULL) as ninja:
+        try:
+            status = ninja.wait(BUILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            ninja.terminate()
+            raise BuildFailed from None
+    if status:
+        raise BuildFailed
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - started, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -141,17 +153,22 @@ def rounds(farm: Farm, project: Path) -> None:
             "icecream": ("icecc", "", with_icecream),
         }
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        failed: set[str] = set()
         for _ in range(ROUNDS):
             for name, (wrap, link_wrap, surroundings) in contenders.items():
-                if surroundings:
+                if surroundings is None or name in failed:
+                    continue
+                try:
                     measured[name].append(build(project, wrap, link_wrap, surroundings))
+                except BuildFailed:
+                    failed.add(name)
     for name, runs in measured.items():
         if name == "plain":
             continue
-        if runs:
+        if runs and name not in failed:
             tell(name, runs, measured["plain"])
         else:
-            row(f"{UNITS} C++ units and a link: {name}", "not installed here", "")
+            row(f"{UNITS} C++ units and a link: {name}", "its build did not end" if name in failed else "not installed here", "")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from figures import heading, interleaved, median, row
 from surroundings import DWRAP, Farm, with_farm
 
 PROCESSORS = len(os.sched_getaffinity(0))
-SECONDS_OF_WORK = 6.0
+SECONDS_OF_WORK = 4.0
 LENGTHS_MS = (20, 100, 500)
 PAIRS = 5
 BUDGET_MS, BUDGET_RATIO = 500, 1.05
