@@ -1,6 +1,6 @@
 """A ROUTER that returns every message, and nothing else: what libzmq and Python cost before any scheduling.
 
-python bare_router.py        prints `ready ADDRESS`, runs until it is ended
+    python bare_router.py        prints `ready ADDRESS`, runs until it is ended
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs the benchmarks one after the other and prints one table (`make bench`); the README quotes it.
 
-python benchmarks/run.py [NAME...]        client_cost latency distributor_rate handshakes agent_cost whole_build peers
+    python benchmarks/run.py [NAME...]        client_cost latency distributor_rate handshakes agent_cost whole_build peers
 """
 
 from __future__ import annotations
