@@ -20,11 +20,11 @@ import psutil
 
 from dwrap.agent import environment, workplace
 from dwrap.agent.accounts import Accounts
-from dwrap.agent.endpoint import Endpoint, parse_endpoint
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.agent.session import Registration, Session
+from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
 
 log = logging.getLogger("dwrap.agent")
@@ -42,7 +42,7 @@ class _Lines(logging.Formatter):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("distributor")
-@click.option("--root", "roots", multiple=True, metavar="DIR", help="A tree shared at the same path; may be repeated. [default: /]")
+@click.option("--root", "roots", multiple=True, metavar="DIR", help="A tree shared at the same path; may be repeated. [default: /, when all is one machine]")
 @click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time. [default: one a processor]")
 @click.option("--name", help="What the agent is called. [default: this host's name]")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Something that jobs may ask for; may be repeated.")
@@ -71,7 +71,7 @@ def main(
         _check_reach(endpoint, insecure)
         program = find_program()
         tree = choose_tree(program) if tree == "auto" else tree
-        checked_roots = tuple(environment.check_root(root) for root in roots or ("/",))
+        checked_roots = tuple(environment.check_root(root) for root in roots or _default_roots(endpoint))
         checked_labels = tuple(environment.check_label(label) for label in labels)
         slots = slots or environment.processors()
         name = name or socket.gethostname()
@@ -100,6 +100,13 @@ def _registration(name: str, slots: int, roots: tuple[str, ...], labels: tuple[s
     if allow_root:
         extra.append(("allow_root", 1))
     return Registration(name, slots, roots, "any" if uid == 0 else str(uid), tuple(extra))
+
+
+def _default_roots(endpoint: Endpoint) -> tuple[str, ...]:
+    """On one machine everything is shared; between machines only the operator knows what is."""
+    if endpoint.is_local:
+        return ("/",)
+    raise ValueError("no --root is given, and the distributor is on another machine; name each tree that is shared at the same path")
 
 
 def _check_reach(endpoint: Endpoint, insecure: bool) -> None:

@@ -1,6 +1,6 @@
 """Which distributor is meant: -H, $DWRAP_HOST, client.conf, in that order, as the wrapper reads them.
 
-Knows the written forms of an address. Does not connect, and does not resolve names.
+Knows where an address may be configured; what one looks like is told in protocol/endpoint.py. Does not connect.
 
 client.conf holds lines `KEY = VALUE`; `#` starts a comment. The key `distributor` is the default, and may be a comma list;
 every other key is a name for the address that it is given. The user's file is read before the machine's.
@@ -9,14 +9,11 @@ every other key is a name for the address that it is given. The user's file is r
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dwrap.control.errors import ControlError
-from dwrap.protocol.messages import DEFAULT_PORT
-
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:/\s]+)(:(?P<port>[0-9]{1,5}))?\Z")
+from dwrap.protocol.endpoint import parse_endpoint
 
 
 def addresses(given: str | None, environment: Mapping[str, str], files: Sequence[Path] | None = None) -> list[str]:
@@ -51,16 +48,7 @@ def read_client_conf(files: Sequence[Path]) -> dict[str, str]:
 
 def normalise(address: str) -> str:
     """A written address as `tcp://host:port` or `ipc://path`. Raises ControlError."""
-    if address.startswith("ipc://"):
-        path = address.removeprefix("ipc://")
-        if not path.startswith(("/", "@")):
-            raise ControlError(f"cannot use the address {address!r}: the path of a Unix socket starts with /; write ipc:///run/dwrap.sock")
-        return address
-    if re.fullmatch(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", address):  # a bare IPv6 address
-        address = f"[{address}]"
-    match = _HOST_PORT.match(address.removeprefix("tcp://"))
-    if not match or not 1 <= int(match["port"] or DEFAULT_PORT) <= 65535:
-        raise ControlError(
-            f"cannot use the address {address!r}: it is not of a known form; write tcp://HOST:PORT, HOST:PORT, HOST or ipc://PATH"
-        )
-    return f"tcp://{match['host']}:{match['port'] or DEFAULT_PORT}"
+    try:
+        return parse_endpoint(address).address
+    except ValueError as error:
+        raise ControlError(f"cannot use the address {address!r}: {error}") from error

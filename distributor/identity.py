@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from dwrap.protocol.endpoint import is_loopback
+
 _UNIX_PREFIX: Final = "localhost:"  # libzmq's name for the address of a Unix peer; a TCP peer's is numeric
 _SO_COOKIE: Final = 57
 _NETLINK_SOCK_DIAG: Final = 4
@@ -87,15 +89,7 @@ def evict(fd: int) -> None:
 
 def is_loopback_endpoint(endpoint: str) -> bool:
     """Whether only this machine can reach a zmq endpoint."""
-    if endpoint.startswith("ipc://"):
-        return True
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return endpoint.startswith("ipc://") or is_loopback(endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]"))
 
 
 @lru_cache(maxsize=1)

@@ -73,7 +73,8 @@ def apt_options() -> list[str]:
     parts = CACHE / "apt"
     parts.mkdir(parents=True, exist_ok=True)
     (CACHE / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    for file in [*SYSTEM_LISTS.glob("sources.list.d/*.sources"), *SYSTEM_LISTS.glob("sources.list.d/*.list"), SYSTEM_LISTS / "sources.list"]:
+    lists = (*SYSTEM_LISTS.glob("sources.list.d/*.sources"), *SYSTEM_LISTS.glob("sources.list.d/*.list"), SYSTEM_LISTS / "sources.list")
+    for file in lists:
         if file.exists():
             (parts / file.name).with_suffix(file.suffix if file.parent.name == "sources.list.d" else ".list").write_text(as_sources(file))
     settings = {

@@ -1,6 +1,6 @@
-"""The distributor's address as an agent's operator may write it, and whether it leads off this machine.
+"""A distributor's address as people may write it, as ZeroMQ takes it, and whether it leads off this machine.
 
-Knows the forms of addresses; opens nothing.
+Knows the forms of addresses; opens nothing and resolves no names. The wrapper's address.c reads the same forms.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Endpoint:
 def parse_endpoint(text: str) -> Endpoint:
     """`tcp://H:P`, `ipc://PATH`, `H:P`, an address, or a name. Raises ValueError saying what is wrong."""
     if text.startswith("ipc://"):
-        if len(text) <= len("ipc://"):
-            raise ValueError(f"{text} names no socket; write ipc:///path/of/the/socket")
+        if not text.removeprefix("ipc://").startswith(("/", "@")):
+            raise ValueError(f"{text} names no socket: its path starts with /; write ipc:///run/dwrap.sock")
         return Endpoint(text, is_local=True)
     if "://" in text and not text.startswith("tcp://"):
         raise ValueError(f"{text} is neither tcp:// nor ipc://; write tcp://HOST:PORT or ipc://PATH")
@@ -33,7 +33,7 @@ def parse_endpoint(text: str) -> Endpoint:
     if not port.isdecimal() or not 1 <= int(port) <= 65_535:
         raise ValueError(f"{text} has no port from 1 to 65535; write tcp://{host}:{DEFAULT_PORT}")
     shown = f"[{host}]" if ":" in host else host
-    return Endpoint(f"tcp://{shown}:{port}", _is_loopback(host))
+    return Endpoint(f"tcp://{shown}:{port}", is_loopback(host))
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -46,7 +46,8 @@ def _split(text: str) -> tuple[str, str]:
     return host, port if colon else str(DEFAULT_PORT)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant by a host. A name other than localhost may lead anywhere."""
     if host == "localhost":
         return True
     try:
