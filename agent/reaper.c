@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,6 +87,29 @@ static void signal_process(const struct process *process, int signal)
     close(directory);
 }
 
+static bool is_listed(const struct process *all, size_t count, pid_t pid)
+{
+    size_t i = 0;
+    while (i < count && all[i].pid != pid)
+        i++;
+    return i < count;
+}
+
+/* Children that /proc hides from us: with hidepid those that may not be traced. They are ours to reap, so their numbers are
+ * not used again meanwhile; what hides below them is met here once they have ended. */
+static void signal_hidden_children(const struct process *all, size_t count, int signal)
+{
+    char path[64];
+    int child;
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    FILE *children = fopen(path, "re");
+    while (children && fscanf(children, "%d", &child) == 1)
+        if (!is_listed(all, count, child))
+            kill(child, signal);
+    if (children)
+        fclose(children);
+}
+
 void reaper_signal_descendants(int signal)
 {
     struct process *all;
@@ -94,5 +118,6 @@ void reaper_signal_descendants(int signal)
     for (size_t i = 0; i < count; i++)
         if (all[i].ours)
             signal_process(&all[i], signal);
+    signal_hidden_children(all, count, signal);
     free(all);
 }

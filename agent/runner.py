@@ -52,8 +52,14 @@ def find_program() -> Path:
 
 def choose_tree(program: Path) -> str:
     """How job trees are held here: `pidns` where the kernel allows it cheaply, else `subreaper`. Raises OSError."""
-    probe = subprocess.run([program, "--probe-tree"], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 (our own program)
-    word = probe.stdout.split(" ")[0]
+    try:
+        probe = subprocess.run([program, "--probe-tree"], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 (our own program)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{program} does not find out how to hold a process tree here; choose one with --tree") from error
+    word, _, cost = probe.stdout.partition(" ")
+    if word == "subreaper":
+        why = "are refused here" if cost.strip() == "-1.000" else f"cost {cost.strip()} ms here"
+        log.info("PID namespaces %s: job trees are held by reaping, and jobs see other processes", why)
     if probe.returncode != 0 or word not in ("pidns", "subreaper"):
         raise OSError(f"{program} cannot hold a process tree here: {probe.stderr.strip() or 'it says nothing'}")
     return word
@@ -188,7 +194,8 @@ class Runners:
             self._starter = None
 
     def _write_spec(self, start: Start, identity: Identity) -> int:
-        own: list[tuple[str, Value]] = [("job", start.key[0]), ("env", f"DWRAP_JOB={start.key[0]}"), ("cwd", start.fields.need("cwd")), *self._fixed]
+        job = start.key[0]
+        own: list[tuple[str, Value]] = [("job", job), ("env", f"DWRAP_JOB={job}"), ("cwd", start.fields.need("cwd")), *self._fixed]
         own += [("path", path) for path in start.fields.all("path")]
         if identity.become:
             own += [("uid", identity.uid), ("gid", identity.gid), *(("group", group) for group in identity.groups)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+log = logging.getLogger("dwrap.agent")
 _PREFIX: Final = "dwrap-agent-"
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -34,8 +36,15 @@ def claim(parent: Path | None) -> Iterator[Path]:
         folder.chmod(0o711)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(held)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # deeper than any command needs: it stays, and the service goes on
+        log.warning("%s is nested too deeply to be removed; remove it with rm -r", folder)
 
 
 def _remove_abandoned(where: Path) -> None:
@@ -49,7 +58,7 @@ def _remove_abandoned(where: Path) -> None:
             if os.fstat(fd).st_uid == os.geteuid() and os.fstat(fd).st_mode & 0o777 == 0o711:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
         finally:
             os.close(fd)
 

@@ -6,17 +6,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from runner_bench import ENV, ROOT_ONLY, Bench, bench, sh
+from runner_bench import ENV, ROOT, ROOT_ONLY, Bench, bench, sh
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind
 
 __all__ = ["bench"]  # a fixture: importing it is its use
 
-LEAKY = "#include <stdlib.h>\nint main(int argc, char **argv) { void *volatile p = malloc(10 + argc); if (argc > 1) p = 0; free(p); return !argv; }\n"
+LEAKY = """#include <stdlib.h>
+int main(int argc, char **argv) { void *volatile p = malloc(10 + argc); if (argc > 1) p = 0; free(p); return !argv; }
+"""
 SELF = Identity(os.geteuid(), os.getegid(), (), become=False)
 USERS = [SELF, pytest.param(Identity(65534, 65534, (65534,), become=True), marks=ROOT_ONLY)]
 TOOLS = {
@@ -32,7 +35,8 @@ TOOLS = {
 @pytest.mark.parametrize("identity", USERS, ids=["self", "nobody"])
 def test_leaks_are_found_as_outside(bench: Bench, identity: Identity) -> None:
     program = bench.folder / "leaky"
-    built = subprocess.run(["cc", "-fsanitize=address", "-x", "c", "-", "-o", program], input=LEAKY, text=True, capture_output=True, check=False)
+    compile_it = ["cc", "-fsanitize=address", "-x", "c", "-", "-o", program]
+    built = subprocess.run(compile_it, input=LEAKY, text=True, capture_output=True, check=False)
     if built.returncode:
         pytest.skip("this compiler has no address sanitizer")
     plain = subprocess.run([program, "leak"], capture_output=True, check=False, env=ENV)
@@ -69,7 +73,8 @@ def test_another_users_job_is_out_of_reach(bench: Bench) -> None:
     folder = Path(victim.out[1].decode().strip())
     holder = int(Path(f"/proc/{victim.runner.pid}/task/{victim.runner.pid}/children").read_text())
     command = int(Path(f"/proc/{holder}/task/{holder}/children").read_text())
-    script = f"kill -9 {victim.runner.pid} {holder} {command}; ls {folder} {folder.parent}; cat /proc/{command}/environ /proc/{holder}/maps; exit 4"
+    peeks = f"ls {folder} {folder.parent}; cat /proc/{command}/environ /proc/{holder}/maps"
+    script = f"kill -9 {victim.runner.pid} {holder} {command}; {peeks}; exit 4"
     job = bench.run(*sh(script), identity=Identity(1, 1, (), become=True), cwd="/")
     assert (os.WEXITSTATUS(job.status()), job.out[1]) == (4, b"")
     victim.tell(Kind.SIGNAL, 0, 15)
@@ -85,3 +90,38 @@ def test_a_job_cannot_reach_what_holds_it(bench: Bench) -> None:
 
 def test_nothing_is_inherited_but_the_streams(bench: Bench) -> None:
     assert bench.run(*sh("ls /proc/self/fd")).out[1].split() == [b"0", b"1", b"2", b"3"], "3 is ls's own"
+
+
+HIDDEN = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from runner_bench import Bench, PROGRAM
+folder = Path(sys.argv[2])
+program = folder / "as-nobody"
+program.write_text(f"#!/bin/sh\\nexec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all {PROGRAM}\\n")
+program.chmod(0o755)
+bench = Bench(folder, "subreaper", program)
+os.chown(bench.work, 65534, 65534)
+hide = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); print('up', flush=True); time.sleep(600)"
+job = bench.run("/bin/sh", "-c", '(setsid python3 -c "$0" &); exit 5', hide, cwd="/")
+assert (os.WEXITSTATUS(job.status()), bytes(job.out[1])) == (5, b"up\\n"), job.out
+bench.close()
+print("ended")
+"""
+
+
+@ROOT_ONLY
+@pytest.mark.skipif(not os.access("/usr/bin/python3", os.X_OK), reason="needs a Python that every user can run")
+def test_what_proc_hides_is_killed_too(tmp_path: Path) -> None:
+    """A /proc of its own with hidepid, a runner without root, and a job that leaves a process which may not be traced."""
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:3]:
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o1000:
+            parent.chmod(0o755)
+    hidden = ["sh", "-ec", 'mount -o remount,hidepid=2 /proc; exec "$@"', "sh", sys.executable, "-c", HIDDEN]
+    argv = ["unshare", "-pfm", "--kill-child", "--mount-proc", *hidden, str(ROOT / "tests"), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    if done.stderr.startswith(("unshare: ", "mount: ")):
+        pytest.skip(f"no namespaces of its own here: {done.stderr}")
+    assert done.stdout.endswith("ended\n"), done.stderr
