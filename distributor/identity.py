@@ -15,7 +15,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from dwrap.protocol.endpoint import is_loopback
 
@@ -26,9 +26,17 @@ _SOCK_DIAG_BY_FAMILY: Final = 20
 _NLM_F_REQUEST: Final = 1
 _NLMSG_ERROR: Final = 2
 _ANY_STATE: Final = 0xFFFFFFFF
+_ANY_INTERFACE: Final = struct.pack("=I", 0)
 _NO_COOKIE: Final = struct.pack("=II", 0xFFFFFFFF, 0xFFFFFFFF)
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+class _Host(NamedTuple):
+    """An address as it is shown and as sock_diag wants it."""
+
+    shown: str
+    family: int
+    packed: bytes
+    is_loopback: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,11 @@ def of_tcp_peer(fd: int) -> Identity:
     except OSError as error:
         return Identity(None, why=f"its socket cannot be asked: {error.strerror}")
     if not (peer.is_loopback or peer == own):
-        return Identity(None, cookie, f"it comes from {peer}, and only keys give such peers an identity")
+        return Identity(None, cookie, f"it comes from {peer.shown}, and only keys give such peers an identity")
     try:
         uid = _owner(peer, peer_port, own, own_port)
     except OSError as error:
-        return Identity(None, cookie, f"the kernel does not tell the owner of {peer}:{peer_port}: {error.strerror}")
+        return Identity(None, cookie, f"the kernel does not tell the owner of {peer.shown}:{peer_port}: {error.strerror}")
     return Identity(uid, cookie, "" if uid is not None else "its socket has no owner any more")
 
 
@@ -107,7 +115,7 @@ class _Borrowed:
 
     def __init__(self, fd: int) -> None:
         # As told so, Python need not ask the kernel what it is; an IPv6 address has room for any that we look at.
-        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, fileno=fd)
+        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)
 
     def __enter__(self) -> socket.socket:
         return self._socket
@@ -116,25 +124,26 @@ class _Borrowed:
         self._socket.detach()
 
 
-def _address(name: object) -> tuple[Address, int]:
+def _address(name: object) -> tuple[_Host, int]:
     if not isinstance(name, tuple):
         raise OSError(errno.EAFNOSUPPORT, "it is no TCP socket")
-    return _parsed(str(name[0])), int(name[1])
+    return _host(name[0]), name[1]
 
 
 @lru_cache(maxsize=1_024)
-def _parsed(text: str) -> Address:
+def _host(text: str) -> _Host:
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped
-    return address
+        address = address.ipv4_mapped
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return _Host(str(address), family, address.packed.ljust(16, b"\0"), address.is_loopback)
 
 
-def _owner(source: Address, source_port: int, target: Address, target_port: int) -> int | None:
+def _owner(source: _Host, source_port: int, target: _Host, target_port: int) -> int | None:
     """The uid of the socket that is connected from source to target; None for one that no process holds. Raises OSError."""
-    family = socket.AF_INET if source.version == 4 else socket.AF_INET6
-    who = struct.pack("!HH", source_port, target_port) + source.packed.ljust(16, b"\0") + target.packed.ljust(16, b"\0")
-    request = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE) + who + struct.pack("=I", 0) + _NO_COOKIE
+    ports = struct.pack("!HH", source_port, target_port)
+    what = struct.pack("=BBBBI", source.family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE)
+    request = b"".join((what, ports, source.packed, target.packed, _ANY_INTERFACE, _NO_COOKIE))
     header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
     try:
         netlink = _netlink()

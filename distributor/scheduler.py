@@ -20,16 +20,14 @@ from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import Pool, judge, pool_of
+from dwrap.distributor.policy import Pool, judge
+from dwrap.distributor.roster import Roster, dead_at
 from dwrap.distributor.timers import Timers
 from dwrap.distributor.waiting import WaitingRoom
 
 OFFER_SECONDS: Final = 2.0
 MAX_PATIENCE_SECONDS: Final = 32.0
 NO_AGENT_SECONDS: Final = 10.0
-LEASE_SECONDS: Final = 10.0
-LEASE_GRACE_SECONDS: Final = 3.0
-NAME_TAKEOVER_SECONDS: Final = 2.5
 UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_JOBS: Final = 100_000
@@ -45,10 +43,10 @@ class Scheduler:
 
     def __init__(self, secret: Callable[[], str], expect: Callable[[e.JobSpec], float] = expect_nothing) -> None:
         self.jobs: dict[str, Job] = {}
-        self.agents: dict[Peer, Agent] = {}
+        self._roster = Roster()
+        self.agents = self._roster.by_peer
         self._secret = secret
         self._expect = expect
-        self._names: dict[str, Agent] = {}
         self._submitters: dict[Peer, set[str]] = {}
         self._placement = Placement()
         self._room = WaitingRoom(self._placement)
@@ -163,9 +161,12 @@ class Scheduler:
     # ---- agents ----
 
     def _registered(self, event: e.Registered) -> None:
-        refusal = self._why_no_agent(event)
+        refusal = self._roster.refusal(event, self._now)
         if refusal:
             return self._act(e.RefuseAgent(event.peer, refusal))
+        displaced = self._roster.displaced(event)
+        if displaced is not None:
+            self._give_up(displaced, "it came back on a new connection")
         agent = self.agents.get(event.peer)
         if agent is None:
             agent = self._new_agent(event)
@@ -177,42 +178,22 @@ class Scheduler:
                 self._act(e.Kill(agent.peer, job_id, attempt))
         self._agent_changed(agent)
 
-    def _why_no_agent(self, event: e.Registered) -> str:
-        spec = event.spec
-        if event.uid not in (None, 0, spec.serves):
-            return f"an agent of uid {event.uid} may serve that uid only"
-        known = self._names.get(spec.name)
-        if known is None or known.peer == event.peer:
-            return ""
-        if known.uid == event.uid and self._now - known.heard_at > NAME_TAKEOVER_SECONDS:
-            self._give_up(known, "it came back on a new connection")
-            return ""
-        return f"an agent named {spec.name} is already connected from {known.spec.host or 'another host'}; choose another --name"
-
     def _new_agent(self, event: e.Registered) -> Agent:
-        agent = Agent(event.peer, event.uid, event.spec, self._secret())
-        agent.heard_at = self._now
-        agent.lease_until = self._now + LEASE_SECONDS
-        self.agents[event.peer] = self._names[event.spec.name] = agent
-        self._timers.at(agent.lease_until + LEASE_GRACE_SECONDS, self._lease_due, agent)
+        agent = self._roster.enter(event, self._secret(), self._now)
+        self._timers.at(dead_at(agent), self._lease_due, agent)
         self._record_agent(agent, "joined", "")
         return agent
 
     def _rename(self, agent: Agent, spec: e.AgentSpec) -> None:
         if self._placement.remove(agent):
             self._readmit_all()
-        del self._names[agent.name]
-        agent.spec, agent.pool, agent.draining = spec, pool_of(spec), spec.draining
-        self._names[spec.name] = agent
+        self._roster.rename(agent, spec)
 
     def _heartbeat(self, event: e.Heartbeat) -> None:
         agent = self.agents.get(event.peer)
         if agent is None or event.token != agent.token:
             return self._act(e.Unexpected("heartbeat"))
-        agent.trusted = True
-        agent.load = event.load
-        agent.heard_at = self._now
-        agent.lease_until = self._now + LEASE_SECONDS
+        self._roster.heard(agent, event.load, self._now)
         self._act(e.RenewLease(event.peer))
         self._agent_changed(agent)
 
@@ -223,7 +204,7 @@ class Scheduler:
         self._stop_feeding(agent)
 
     def _drain_asked(self, event: e.DrainAsked) -> None:
-        agent = self._names.get(event.name)
+        agent = self._roster.named(event.name)
         if agent is not None:
             self._stop_feeding(agent)
             self._act(e.Drain(agent.peer))
@@ -237,9 +218,8 @@ class Scheduler:
     def _lease_due(self, agent: Agent, _: None) -> None:
         if self.agents.get(agent.peer) is not agent:
             return
-        end = agent.lease_until + LEASE_GRACE_SECONDS
-        if end > self._now:
-            return self._timers.at(end, self._lease_due, agent)
+        if dead_at(agent) > self._now:
+            return self._timers.at(dead_at(agent), self._lease_due, agent)
         self._give_up(agent, f"it was silent for {self._now - agent.heard_at:.0f} s")
 
     def _give_up(self, agent: Agent, reason: str) -> None:
@@ -248,8 +228,7 @@ class Scheduler:
 
     def _lose(self, agent: Agent, reason: str) -> None:
         """The agent is gone, with all that it had. What was assigned may have started, so nothing is placed again."""
-        del self.agents[agent.peer]
-        del self._names[agent.name]
+        self._roster.remove(agent)
         self._record_agent(agent, "left", reason)
         pool_has_gone = self._placement.remove(agent)
         for job_id in sorted(agent.jobs):
@@ -325,6 +304,8 @@ class Scheduler:
         self._room.forget_empty()
 
     def _place(self) -> None:
+        if not len(self._room):
+            return
         if self._room.rejected:
             self._place_rejected()
         while (chosen := self._room.take_next()) is not None:

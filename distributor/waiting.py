@@ -27,9 +27,10 @@ class WaitingRoom:
         self._serials = itertools.count(1)
         self._shares = Shares()
         self._queues: dict[tuple[Pool, ...], FairQueue[Job]] = {}
+        self._queued = 0  # how many stand in them
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values())) + len(self.homeless) + len(self.rejected)
+        return self._queued + len(self.homeless) + len(self.rejected)
 
     def is_aside(self, job: Job) -> bool:
         """Whether a QUEUED job stands aside."""
@@ -43,12 +44,14 @@ class WaitingRoom:
                 self.forget_empty()
             queue = self._queues[pools] = FairQueue(self._shares, self._serials)
         queue.add(job)
+        self._queued += 1
         job.queue = queue
 
     def step_out(self, job: Job) -> None:
         """Takes a job from wherever it stands; it stands aside then."""
         if job.queue is not None:
             job.queue.remove(job)
+            self._queued -= 1
             job.queue = None
         elif self.homeless or self.rejected:
             self.homeless.pop(job.id, None)
@@ -77,5 +80,6 @@ class WaitingRoom:
         job = best[1].take()
         if job is None:
             return None
+        self._queued -= 1
         job.queue = None
         return job, best[2]

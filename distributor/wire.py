@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import Fact, Peer
-from dwrap.distributor.scheduler import LEASE_SECONDS
+from dwrap.distributor.roster import LEASE_SECONDS
 from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, encode, encode_fields, one_line
 
 LEASE_MS: Final = round(LEASE_SECONDS * 1_000)

@@ -1,0 +1,75 @@
+"""The roster: every registered agent, by its connection and by its name, and how long each is believed to live.
+
+Knows who may register under which name, and leases. Does not know what becomes of an agent's jobs, nor what it is told.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dwrap.distributor import events as e
+from dwrap.distributor.events import Peer
+from dwrap.distributor.placement import Agent
+from dwrap.distributor.policy import pool_of
+
+LEASE_SECONDS: Final = 10.0
+LEASE_GRACE_SECONDS: Final = 3.0
+NAME_TAKEOVER_SECONDS: Final = 2.5
+
+
+class Roster:
+    """All agents that have registered and are not lost."""
+
+    def __init__(self) -> None:
+        self.by_peer: dict[Peer, Agent] = {}
+        self._by_name: dict[str, Agent] = {}
+
+    def named(self, name: str) -> Agent | None:
+        """The agent of that name, or None."""
+        return self._by_name.get(name)
+
+    def refusal(self, event: e.Registered, now: float) -> str:
+        """Why this connection may not register so; empty when it may, be it in place of `displaced`."""
+        spec = event.spec
+        if event.uid not in (None, 0, spec.serves):
+            return f"an agent of uid {event.uid} may serve that uid only"
+        known = self.displaced(event)
+        if known is None or (known.uid == event.uid and now - known.heard_at > NAME_TAKEOVER_SECONDS):
+            return ""
+        return f"an agent named {spec.name} is already connected from {known.spec.host or 'another host'}; choose another --name"
+
+    def displaced(self, event: e.Registered) -> Agent | None:
+        """The agent that has this name on another connection, or None."""
+        known = self._by_name.get(event.spec.name)
+        return None if known is None or known.peer == event.peer else known
+
+    def enter(self, event: e.Registered, token: str, now: float) -> Agent:
+        """A new agent."""
+        agent = Agent(event.peer, event.uid, event.spec, token)
+        agent.heard_at = now
+        agent.lease_until = now + LEASE_SECONDS
+        self.by_peer[event.peer] = self._by_name[event.spec.name] = agent
+        return agent
+
+    def rename(self, agent: Agent, spec: e.AgentSpec) -> None:
+        """An agent says anew what it is."""
+        del self._by_name[agent.name]
+        agent.spec, agent.pool, agent.draining = spec, pool_of(spec), spec.draining
+        self._by_name[spec.name] = agent
+
+    def heard(self, agent: Agent, load: e.Load, now: float) -> None:
+        """An agent has sent its token: it is who it was when it registered, and it lives."""
+        agent.trusted = True
+        agent.load = load
+        agent.heard_at = now
+        agent.lease_until = now + LEASE_SECONDS
+
+    def remove(self, agent: Agent) -> None:
+        """The agent is lost."""
+        del self.by_peer[agent.peer]
+        del self._by_name[agent.name]
+
+
+def dead_at(agent: Agent) -> float:
+    """When an agent of which nothing more is heard is given up."""
+    return agent.lease_until + LEASE_GRACE_SECONDS
