@@ -170,6 +170,8 @@ class Placement:
         """How many serving agents these pools have."""
         return sum(len(self._groups[pool].agents) for pool in pools if pool in self._groups)
 
-    def agents(self, pools: Iterable[Pool]) -> list[Agent]:
-        """The serving agents of these pools, in no order."""
-        return [agent for pool in pools if pool in self._groups for agent in self._groups[pool].agents]
+    def are_all_among(self, pools: Collection[Pool], names: Collection[str]) -> bool:
+        """Whether each serving agent of these pools has one of the names. Names are unique, so mostly the numbers tell."""
+        if self.count(pools) > len(names):
+            return False
+        return all(agent.name in names for pool in pools if pool in self._groups for agent in self._groups[pool].agents)

@@ -20,7 +20,7 @@ from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import Pool, judge
+from dwrap.distributor.policy import judge
 from dwrap.distributor.roster import Roster, dead_at
 from dwrap.distributor.timers import Timers
 from dwrap.distributor.waiting import WaitingRoom
@@ -123,15 +123,7 @@ class Scheduler:
 
     def _explained(self, event: e.Explained) -> None:
         verdict = judge(event.spec, event.uid, self._placement.pools)
-        agent = self._placement.best(verdict.pools)
-        able = self._placement.count(verdict.pools)
-        if not verdict.pools:
-            where, reason = "here" if verdict.verb == "HERE" else "nowhere", verdict.reason
-        elif agent is None:
-            where, reason = "queue", f"all slots of the {able} agents that may take it are in use; {self.waiting} jobs wait"
-        else:
-            where, reason = "agent", f"the least loaded of {able} agents that may take it"
-        self._act(e.TellExplained(event.peer, event.spec.job, where, agent.name if agent else "", reason))
+        self._act(e.TellExplained(event.peer, event.spec.job, *self._room.foresee(verdict)))
 
     def _committed(self, event: e.Committed) -> None:
         job = self.jobs.get(event.job)
@@ -319,14 +311,8 @@ class Scheduler:
                 self._offer(job, agent)
             elif not verdict.pools:
                 self._admit(job)
-            elif self._has_been_everywhere(job, verdict.pools):
+            elif self._placement.are_all_among(verdict.pools, job.avoid):
                 self._fail(job, f"every agent that may take it has refused it: {', '.join(job.avoid)}", safe=True)
-
-    def _has_been_everywhere(self, job: Job, pools: tuple[Pool, ...]) -> bool:
-        """Whether each agent that may take the job has rejected it. Names are unique, so mostly the numbers tell."""
-        if self._placement.count(pools) > len(job.avoid):
-            return False
-        return all(agent.name in job.avoid for agent in self._placement.agents(pools))
 
     def _offer(self, job: Job, agent: Agent) -> None:
         if job.peer is None:

@@ -11,7 +11,7 @@ import itertools
 
 from dwrap.distributor.job import Job
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import Pool
+from dwrap.distributor.policy import Pool, Verdict
 from dwrap.distributor.queue import FairQueue, Shares
 
 _MAX_IDLE_QUEUES = 32
@@ -64,6 +64,16 @@ class WaitingRoom:
     def forget_empty(self) -> None:
         """Drops the queues in which nobody stands."""
         self._queues = {pools: queue for pools, queue in self._queues.items() if len(queue)}
+
+    def foresee(self, verdict: Verdict) -> tuple[str, str, str]:
+        """Where a job would go now: `where` (PROTOCOL.md, EXPLAINED), the name of the agent if to one, and why."""
+        agent = self._placement.best(verdict.pools)
+        able = self._placement.count(verdict.pools)
+        if not verdict.pools:
+            return "here" if verdict.verb == "HERE" else "nowhere", "", verdict.reason
+        if agent is None:
+            return "queue", "", f"all slots of the {able} agents that may take it are in use; {len(self)} jobs wait"
+        return "agent", agent.name, f"the least loaded of {able} agents that may take it"
 
     def take_next(self) -> tuple[Job, Agent] | None:
         """The job whose turn it is and the least loaded agent that may take it, or None. The job stands aside then."""
