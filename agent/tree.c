@@ -272,6 +272,20 @@ static double try_apart(bool namespaces)
 
 static double least(double a, double b) { return b < 0 || a < b ? a : b; }
 
+/* Whether an automounter serves mount points that are not shared between mount namespaces: what it mounts when a job looks
+ * there would not be seen by the job. */
+static bool automounts_need_this_namespace(void)
+{
+    char line[4096];
+    bool found = false;
+    FILE *mounts = fopen("/proc/self/mountinfo", "re");
+    while (mounts && !found && fgets(line, sizeof line, mounts))
+        found = strstr(line, " - autofs ") && !strstr(line, " shared:") && !strstr(line, " /proc/");
+    if (mounts)
+        fclose(mounts);
+    return found;
+}
+
 /* Compares the best of both in turn, and tries again as long as a busy machine may have hidden what is true. */
 int tree_probe(void)
 {
@@ -279,7 +293,7 @@ int tree_probe(void)
     const int enough = 4, most = 30;
     double with = -1, without = -1;
     for (int i = 0; i < most && (i < enough || with - without > worth_ms); i++) {
-        double one = try_apart(true), other = try_apart(false);
+        double one = automounts_need_this_namespace() ? -1 : try_apart(true), other = try_apart(false);
         if (other < 0)
             return 1;
         without = least(other, without);

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runner_bench import ENV, ROOT, ROOT_ONLY, Bench, bench, sh
+from runner_bench import ENV, PROGRAM, ROOT, ROOT_ONLY, Bench, bench, namespaces_work, sh
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind
@@ -124,4 +124,52 @@ def test_what_proc_hides_is_killed_too(tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     if done.stderr.startswith(("unshare: ", "mount: ")):
         pytest.skip(f"no namespaces of its own here: {done.stderr}")
+    assert done.stdout.endswith("ended\n"), done.stderr
+
+
+AUTOFS = """mkfifo "$0/pipe"; exec 7<>"$0/pipe"; mkdir "$0/auto"
+mount -i -t autofs -o fd=7,pgrp=$$,minproto=5,maxproto=5,indirect none "$0/auto"
+"$1" --probe-tree; mount --make-shared "$0/auto"; "$1" --probe-tree; umount -l "$0/auto"
+"""
+
+
+@ROOT_ONLY
+def test_an_automounter_that_namespaces_would_cut_off_is_not(tmp_path: Path) -> None:
+    if subprocess.run([PROGRAM, "--probe-tree"], capture_output=True, check=True).stdout.startswith(b"subreaper"):
+        pytest.skip("PID namespaces are not used here")
+    argv = ["unshare", "-m", "--propagation", "private", "sh", "-ec", AUTOFS, str(tmp_path), str(PROGRAM)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        pytest.skip(f"no autofs here: {done.stderr}")
+    assert done.stdout.startswith("subreaper -1.000\n")
+
+
+MOUNTS = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from runner_bench import Bench
+import subprocess
+bench = Bench(Path(sys.argv[2]), "pidns")
+place = str(bench.cwd / "place")
+os.mkdir(place)
+job = bench.start(("/bin/sh", "-c", 'echo up; read line; ls "$0"; mount -t tmpfs ours "$0"', place), stdin="stream")
+job.until(lambda: job.out[1] == b"up\\n")
+subprocess.run(["mount", "-t", "tmpfs", "late", place], check=True)
+Path(place, "seen").touch()
+job.feed(b"\\n")
+job.finish()
+assert job.out[1] == b"up\\nseen\\n", job.out
+assert "ours" not in Path("/proc/self/mounts").read_text()
+bench.close()
+print("ended")
+"""
+
+
+@ROOT_ONLY
+def test_mounts_of_the_host_are_seen_and_mounts_of_a_job_stay_in_it(tmp_path: Path) -> None:
+    if not namespaces_work():
+        pytest.skip("this kernel or container refuses PID namespaces")
+    argv = ["unshare", "-m", "--propagation", "shared", sys.executable, "-c", MOUNTS, str(ROOT / "tests"), str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.endswith("ended\n"), done.stderr
