@@ -147,7 +147,7 @@ def test_errors_of_the_agent(dwrap: Wrapper, error: str, status: int) -> None:
     with FakeDistributor(offer_then(result(error=error, reason="No such\nfile"))) as d:
         done = dwrap.run(d.address, "cmd", env=FAIL)
     assert done.returncode == status
-    assert done.stderr.startswith(b"dwrap: cmd failed" if status == 125 else b"dwrap: cannot run cmd on a1: No such?file")
+    assert done.stderr.startswith(b"dwrap: cmd failed" if status == 125 else b"dwrap: cmd on a1: No such?file; check its ")
     assert done.stderr.count(b"\n") == 1
 
 

@@ -26,11 +26,17 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("option", ["-print-sysroot", "-v", "--unknown", "-dumpmachine", "-", "-H"])
+@pytest.mark.parametrize("option", ["-print-sysroot", "-v", "--unknown", "-dumpmachine", "-"])
 def test_other_leading_options_are_refused_at_once(dwrap: Wrapper, option: str) -> None:
     done = dwrap.run(option, env={"DWRAP_HOST": "tcp://192.0.2.1:1"})
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"dwrap: unknown option")
+
+
+def test_an_option_without_its_value(dwrap: Wrapper) -> None:
+    done = dwrap.run("-H")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"dwrap: no host is given after -H;")
 
 
 def test_version_and_help(dwrap: Wrapper) -> None:
@@ -71,6 +77,30 @@ def test_forms_of_naming_the_distributor(dwrap: Wrapper, form: str) -> None:
 def test_a_word_on_path_is_the_command(dwrap: Wrapper) -> None:
     assert dwrap.run("echo", "true").stdout == b"true\n"
     assert dwrap.run("no-such-command", "also-none").returncode == 127
+
+
+def test_a_bracket_is_a_command(dwrap: Wrapper) -> None:
+    assert dwrap.run("[", "1", "=", "1", "]").returncode == 0
+    assert dwrap.run("[", "1", "=", "2", "]").returncode == 1
+
+
+def test_lists_hold_names_and_blanks(dwrap: Wrapper) -> None:
+    with FakeDistributor(offer_then(result(256 * 5))) as d:
+        config = dwrap.directory / ".config" / "dwrap" / "client.conf"
+        config.parent.mkdir(parents=True)
+        config.write_text(f"distributor = 127.0.0.1:1, farm # two\nfarm = 127.0.0.1:1, {d.address}\n")
+        assert dwrap.run("cmd", env=FAIL).returncode == 5
+        assert dwrap.run("cmd", env=FAIL | {"DWRAP_HOST": " 127.0.0.1:1 , farm "}).returncode == 5
+
+
+def test_a_path_of_links_only_leads_nowhere(dwrap: Wrapper) -> None:
+    """And not to the working directory, which an empty PATH means."""
+    executable(dwrap.directory / "g++", "#!/bin/sh\necho the wrong one\n")
+    (dwrap.directory / "links").mkdir()
+    (dwrap.directory / "links" / "g++").symlink_to(dwrap.program)
+    env = {**dwrap.env, "PATH": f"{dwrap.directory}/links"}
+    done = subprocess.run([dwrap.directory / "links" / "g++"], env=env, cwd=dwrap.directory, capture_output=True)
+    assert (done.returncode, done.stdout) == (127, b"")
 
 
 def test_masquerading(dwrap: Wrapper) -> None:
@@ -185,6 +215,15 @@ def test_a_link_that_leads_elsewhere_is_sent_both_ways(dwrap: Wrapper, tmp_path_
         assert d.by_verb("SUBMIT")[0][1].texts("path") == (f"{other}/link", str(third))
 
 
+def test_a_path_that_climbs_is_followed(dwrap: Wrapper) -> None:
+    work = dwrap.directory / "work"
+    (work / "..odd").mkdir(parents=True)
+    (dwrap.directory / "away").mkdir()
+    with FakeDistributor(offer_then(result())) as d:
+        dwrap.run(d.address, "cmd", f"{work}/..odd/../../away", env=FAIL, cwd=work)
+        assert d.by_verb("SUBMIT")[0][1].texts("path") == (f"{dwrap.directory}/away",)
+
+
 def test_too_many_directories_run_here(dwrap: Wrapper, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     for number in range(1002):
@@ -241,6 +280,31 @@ def test_a_home_that_cannot_be_written_does_no_harm(dwrap: Wrapper) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"x\n", b"")
 
 
+def test_a_home_that_does_not_exist_is_not_made(dwrap: Wrapper) -> None:
+    home = dwrap.directory / "away" / "home"
+    done = dwrap.run("true", env={"XDG_STATE_HOME": "", "HOME": str(home)})
+    assert (done.returncode, done.stderr, home.parent.exists()) == (0, b"", False)
+    home.mkdir(parents=True)
+    dwrap.run("true", env={"XDG_STATE_HOME": "", "HOME": str(home)})
+    assert (home / ".local/state/dwrap/here.log").exists()
+
+
+def test_in_the_home_of_another_nothing_is_made(dwrap: Wrapper) -> None:
+    """`sudo` may keep HOME: directories of root's in it would lock its owner out."""
+    if os.geteuid() != 0:
+        pytest.skip("a directory of another user needs root")
+    home = dwrap.directory / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    dwrap.run("true", env={"XDG_STATE_HOME": "", "HOME": str(home)})
+    assert not list(home.iterdir())
+    state = home / ".local" / "state" / "dwrap"
+    state.mkdir(parents=True)
+    os.chown(state, 65534, 65534)
+    dwrap.run("true", env={"XDG_STATE_HOME": "", "HOME": str(home)})
+    assert not list(state.iterdir())
+
+
 def test_the_cap_holds_across_exec_and_nesting(capped: Wrapper) -> None:
     """Six commands under a cap of two: never more than two at once, and a nested wrapper takes no second slot."""
     running = capped.directory / "running"
@@ -284,4 +348,10 @@ def test_messages_go_where_ccache_wants_them(dwrap: Wrapper) -> None:
 def test_explain_without_a_distributor(dwrap: Wrapper) -> None:
     done = dwrap.run("--explain", "touch", "ran")
     assert (done.returncode, done.stdout) == (0, b"here: no distributor is configured\n")
+    assert not (dwrap.directory / "ran").exists()
+
+
+def test_explain_inside_a_job_runs_nothing(dwrap: Wrapper) -> None:
+    done = dwrap.run("--explain", "touch", "ran", env={"DWRAP_JOB": "j1"})
+    assert (done.returncode, done.stdout) == (0, b"here: inside of the job j1\n")
     assert not (dwrap.directory / "ran").exists()

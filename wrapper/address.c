@@ -41,7 +41,7 @@ bool address_looks_like_one(const char *word)
     if (strchr(word, '/'))
         return false;
     const char *colon = strrchr(word, ':');
-    return word[0] == '[' || (colon && colon != word && parse_port(colon + 1));
+    return (word[0] == '[' && strchr(word, ']')) || (colon && colon != word && parse_port(colon + 1));
 }
 
 static const char *parse_ipc(const char *path, struct address *out)
@@ -86,10 +86,19 @@ static const char *parse_tcp(char *text, struct address *out)
     return NULL;
 }
 
+static bool is_blank(char c)
+{
+    return c == ' ' || c == '\t';
+}
+
 const char *address_parse(const char *word, size_t length, struct address *out)
 {
     char text[256];
     memset(out, 0, sizeof *out);
+    for (; length > 0 && is_blank(word[0]); length--)
+        word++;
+    while (length > 0 && is_blank(word[length - 1]))
+        length--;
     if (length == 0)
         return "it is empty";
     if (length >= sizeof text)

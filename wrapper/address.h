@@ -38,7 +38,7 @@ struct endpoints {
 /* Does the word have the form of an address (with a scheme, a port, an IP address, localhost)? */
 bool address_looks_like_one(const char *word);
 
-/* Parses any form, a bare host name included. Returns NULL, or what is wrong with it. */
+/* Parses any form, a bare host name included, with blanks around it. Returns NULL, or what is wrong with it. */
 const char *address_parse(const char *word, size_t length, struct address *out);
 
 /* Finds the socket addresses. Names that are no IP addresses are asked of getent(1), until `deadline_ms`, and

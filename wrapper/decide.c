@@ -123,8 +123,10 @@ static bool is_covered(const struct fields_out *out, size_t first, const char *p
 
 static bool climbs(const char *path)
 {
-    const char *dots = strstr(path, "/..");
-    return dots && (dots[3] == '/' || dots[3] == 0);
+    for (const char *dots = path; (dots = strstr(dots, "/..")); dots += 3)
+        if (dots[3] == '/' || dots[3] == 0)
+            return true;
+    return false;
 }
 
 /* The path in the argument, or NULL. */

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -45,31 +46,52 @@ static void add_escaped(struct line *l, const char *text, size_t most)
     }
 }
 
-/* mkdir -p for the last two components: the rest is the user's home. */
-static bool make_directories(const char *directory)
+/* False with errno set when it is another user's, or not there. */
+static bool is_ours(const char *directory)
+{
+    struct stat st;
+    if (stat(directory, &st) < 0)
+        return false;
+    errno = EPERM;
+    return S_ISDIR(st.st_mode) && st.st_uid == geteuid();
+}
+
+/* Makes it, and up to `levels` directories above it, in a directory of ours: a home that does not exist stays so, and
+ * under sudo nothing of root's appears in somebody's home. */
+static bool make_directories(const char *directory, int levels)
 {
     char parent[PATH_MAX];
     snprintf(parent, sizeof parent, "%s", directory);
-    for (char *at = strchr(parent + 1, '/'); at; at = strchr(at + 1, '/')) {
-        *at = 0;
-        mkdir(parent, 0700);
-        *at = '/';
-    }
-    return mkdir(directory, 0700) == 0 || errno == EEXIST;
+    char *slash = strrchr(parent, '/');
+    if (!slash || slash == parent)
+        return false;
+    *slash = 0;
+    if (access(parent, F_OK) < 0 && (levels == 0 || !make_directories(parent, levels - 1)))
+        return false;
+    return is_ours(parent) && (mkdir(directory, 0700) == 0 || errno == EEXIST);
+}
+
+/* Many wrappers may find it too long at once: the lock, and the second look, let one of them rename it. */
+static void rotate(int fd, const char *path)
+{
+    char old[PATH_MAX + 2];
+    struct stat ours, named;
+    snprintf(old, sizeof old, "%s.1", path);
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &ours) == 0 && stat(path, &named) == 0 && ours.st_ino == named.st_ino)
+        rename(path, old);
 }
 
 static int open_log(const char *directory)
 {
-    char path[PATH_MAX], old[PATH_MAX + 2];
+    char path[PATH_MAX];
     struct stat st;
     int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+    if (!is_ours(directory) && (errno != ENOENT || !make_directories(directory, 2)))
+        return -1;
     snprintf(path, sizeof path, "%s/here.log", directory);
     int fd = open(path, flags, 0600);
-    if (fd < 0 && errno == ENOENT && make_directories(directory))
-        fd = open(path, flags, 0600);
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > LOG_MOST_BYTES) {
-        snprintf(old, sizeof old, "%s.1", path);
-        rename(path, old);
+        rotate(fd, path);
         close(fd);
         fd = open(path, flags, 0600);
     }
@@ -125,7 +147,7 @@ static void execute_on_path(const struct settings *s)
     char full[PATH_MAX];
     struct stat self = { 0 }, st;
     bool denied = false;
-    bool known = stat("/proc/self/exe", &self) == 0;
+    bool known = stat_self(&self);
     for (const char *at = s->path; at; at = *at ? at + 1 : NULL) {
         size_t length = strcspn(at, ":");
         int used = snprintf(full, sizeof full, "%.*s/%s", length ? (int)length : 1, length ? at : ".", s->command[0]);

@@ -19,10 +19,15 @@ static struct answer answer;
 /* Why it runs here, as far as that can be known without asking anyone; NULL when it does not. */
 static const char *must_run_here(const struct settings *s, const char *cwd)
 {
+    static char inside[128];
+    if (s->inside) {
+        snprintf(inside, sizeof inside, "inside of the job %s", s->inside);
+        return inside;
+    }
     if (s->local)
         return s->local;
     if (!cwd)
-        return "the working directory is gone";
+        return errno == ENOENT ? "the working directory is gone" : "the working directory has no path";
     if (s->remote)
         return NULL;
     return rule_for_here(s->command, s->count, cwd);
@@ -57,10 +62,10 @@ __attribute__((noreturn)) static void end_as(const struct ending *e)
     case ENDED_BY_SIGNAL:
         die_by(e->status);
     case ENDED_NOT_FOUND:
-        say("cannot run %s on %s: %s; check its spelling and PATH, and that the agent runs the same image", name, e->agent, e->reason);
+        say("%s on %s: %s; check its spelling and PATH, and that the agent runs the same image", name, e->agent, e->reason);
         _exit(EXIT_NOT_FOUND);
     case ENDED_NOT_EXECUTABLE:
-        say("cannot run %s on %s: %s; check its permissions and format", name, e->agent, e->reason);
+        say("%s on %s: %s; check its permissions and format", name, e->agent, e->reason);
         _exit(EXIT_NOT_EXECUTABLE);
     case ENDED_NEVER_RAN:
     case ENDED_UNKNOWN:
@@ -72,9 +77,12 @@ __attribute__((noreturn)) static void end_as(const struct ending *e)
 __attribute__((noreturn)) static void print_explanation(const char *where, const char *reason)
 {
     char line[REASON_BYTES + 64];
-    int length = snprintf(line, sizeof line, "%s%s\n", where, reason);
-    size_t size = (size_t)length < sizeof line ? (size_t)length : sizeof line - 1;
-    _exit(write(STDOUT_FILENO, line, size) == (ssize_t)size ? 0 : EXIT_DWRAP);
+    snprintf(line, sizeof line - 1, "%s%s", where, reason);
+    for (char *at = line; *at; at++)
+        if ((unsigned char)*at < ' ' || *at == 127)
+            *at = '?'; /* parts of it come from others */
+    strcat(line, "\n");
+    print_and_leave(line);
 }
 
 __attribute__((noreturn)) static void finish(const struct settings *s, const char *cwd)
@@ -107,7 +115,7 @@ int main(int argc, char **argv)
 
     streams_look(streams);
     settings_read(&settings, argc, argv);
-    if (settings.inside)
+    if (settings.inside && !settings.explain)
         run_in_place(&settings);
 
     const char *cwd = getcwd(cwd_bytes, sizeof cwd_bytes);

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -46,7 +47,7 @@ static const char help[] =
     "status: the command's own; 125 dwrap itself failed, 126 not executable, 127 not found.\n"
     "`dwrapctl why last` tells where the last command ran and why; `dwrapctl doctor` finds what is wrong.\n";
 
-enum { CONFIG_BYTES = 16 * 1024 };
+enum { CONFIG_BYTES = 16 * 1024, HOSTS_BYTES = 4096 };
 
 /* The two files, one after the other, so that the user's is found first. Read when first needed. */
 static char config[2 * CONFIG_BYTES + 4];
@@ -82,7 +83,7 @@ static void read_config(void)
     config[used] = 0;
 }
 
-/* Copies the value of `key` to `out`. False when there is none. */
+/* Copies the value of `key`, up to a comment, to `out`. False when there is none. */
 static bool config_get(const char *key, char *out, size_t size)
 {
     size_t key_length = strlen(key);
@@ -97,7 +98,9 @@ static bool config_get(const char *key, char *out, size_t size)
         if (*at != '=')
             continue;
         at += 1 + strspn(at + 1, " \t");
-        size_t length = at < end ? strcspn(at, " \t\r\n#") : 0;
+        size_t length = at < end ? strcspn(at, "\r\n#") : 0;
+        while (length > 0 && (at[length - 1] == ' ' || at[length - 1] == '\t'))
+            length--;
         if (length == 0 || length >= size)
             continue;
         memcpy(out, at, length);
@@ -105,6 +108,12 @@ static bool config_get(const char *key, char *out, size_t size)
         return true;
     }
     return false;
+}
+
+bool stat_self(struct stat *out)
+{
+    const char *started_as = (const char *)(uintptr_t)getauxval(AT_EXECFN); /* where /proc is not mounted */
+    return stat("/proc/self/exe", out) == 0 || (started_as && stat(started_as, out) == 0);
 }
 
 bool is_runnable(const char *word, const char *path)
@@ -230,12 +239,6 @@ static void read_environment(struct settings *s)
     check_labels(s->labels);
 }
 
-__attribute__((noreturn)) static void print_and_leave(const char *text)
-{
-    size_t length = strlen(text);
-    _exit(write(STDOUT_FILENO, text, length) == (ssize_t)length ? 0 : EXIT_DWRAP);
-}
-
 __attribute__((noreturn)) static void usage(const char *problem, const char *word)
 {
     say("%s%s; usage: dwrap [OPTIONS] [DISTRIBUTOR] COMMAND [ARG...]; see dwrap --help", problem, word);
@@ -257,7 +260,9 @@ static int take_options(struct settings *s, int argc, char **argv)
             print_and_leave("dwrap " DWRAP_RELEASE "\n");
         else if (strcmp(word, "--explain") == 0)
             s->explain = true;
-        else if (strcmp(word, "-H") == 0 && at + 1 < argc)
+        else if (strcmp(word, "-H") == 0 && at + 1 == argc)
+            usage("no host is given after ", word);
+        else if (strcmp(word, "-H") == 0)
             s->hosts = argv[++at];
         else
             usage("unknown option ", word);
@@ -268,7 +273,7 @@ static int take_options(struct settings *s, int argc, char **argv)
 /* Is the first word a distributor, and not the command? */
 static bool is_distributor(const struct settings *s, char **argv, int left)
 {
-    static char named[256];
+    static char named[HOSTS_BYTES];
     if (address_looks_like_one(argv[0]))
         return true;
     if (left < 2 || strchr(argv[0], '/'))
@@ -283,18 +288,32 @@ static bool is_distributor(const struct settings *s, char **argv, int left)
 /* $DWRAP_HOST, else client.conf's. */
 static const char *default_hosts(void)
 {
-    static char hosts[1024];
+    static char hosts[HOSTS_BYTES];
     const char *value = text_of("DWRAP_HOST");
     return value || !config_get("distributor", hosts, sizeof hosts) ? value : hosts;
 }
 
-/* What a name from client.conf stands for; anything else stays what it is. */
-static const char *without_name(const char *hosts)
+/* The list, with what a name from client.conf stands for in the place of that name. */
+static const char *without_names(const char *hosts)
 {
-    static char named[256];
-    if (!hosts || strchr(hosts, ',') || address_looks_like_one(hosts) || !config_get(hosts, named, sizeof named))
-        return hosts;
-    return named;
+    static char list[HOSTS_BYTES];
+    char word[256], named[HOSTS_BYTES];
+    size_t used = 0;
+    for (const char *at = hosts; at;) {
+        const char *next = strchr(at, ',');
+        at += strspn(at, " \t");
+        size_t length = strcspn(at, ",");
+        while (length > 0 && (at[length - 1] == ' ' || at[length - 1] == '\t'))
+            length--;
+        snprintf(word, sizeof word, "%.*s", (int)length, at);
+        bool is_name = length > 0 && length < sizeof word && !address_looks_like_one(word) && config_get(word, named, sizeof named);
+        int added = snprintf(list + used, sizeof list - used, "%s%.*s", used ? "," : "", is_name ? HOSTS_BYTES : (int)length, is_name ? named : at);
+        if (added < 0 || (size_t)added >= sizeof list - used)
+            say_and_leave("the list of distributors is longer than %d bytes; shorten DWRAP_HOST or client.conf", HOSTS_BYTES - 1);
+        used += (size_t)added;
+        at = next ? next + 1 : NULL;
+    }
+    return hosts ? list : NULL;
 }
 
 /* Takes the directories in which `name` is a link to ourselves out of PATH: gcc looks for its parts beside the first `gcc`
@@ -303,8 +322,9 @@ static void leave_out_links(struct settings *s, const char *name)
 {
     char full[PATH_MAX];
     struct stat self, st;
-    char *kept = malloc(strlen(s->path) + 1), *end = kept;
-    if (!kept || stat("/proc/self/exe", &self) < 0)
+    char *kept = malloc(strlen(s->path) + sizeof "/dev/null"), *end = kept;
+    bool any = false;
+    if (!kept || !stat_self(&self))
         return;
     for (const char *at = s->path; at;) {
         size_t length = strcspn(at, ":");
@@ -313,11 +333,12 @@ static void leave_out_links(struct settings *s, const char *name)
         size_t separated = length + (at[length] == ':');
         if (!is_link)
             end = mempcpy(end, at, separated);
+        any = any || !is_link;
         at = at[length] ? at + separated : NULL;
     }
     if (end > kept && s->path[0] && end[-1] == ':' && s->path[strlen(s->path) - 1] != ':')
         end--; /* the last directory was a link's */
-    *end = 0;
+    strcpy(end, any ? "" : "/dev/null"); /* nothing is found there; an empty PATH would mean the working directory */
     setenv("PATH", kept, 1);
     s->path = kept;
 }
@@ -340,7 +361,7 @@ void settings_read(struct settings *s, int argc, char **argv)
     }
     if (at >= argc)
         usage("no command is given", "");
-    s->hosts = without_name(s->hosts ? s->hosts : default_hosts());
+    s->hosts = without_names(s->hosts ? s->hosts : default_hosts());
     s->command = argv + at;
     s->count = argc - at;
 }

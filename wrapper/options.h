@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 struct settings {
     char **command; /* argv of the command, NULL-terminated, never empty */
@@ -30,6 +31,9 @@ struct settings {
 
 /* Reads everything. Leaves the process for --help, --version (0), a bad option (2) and a bad setting (125). */
 void settings_read(struct settings *s, int argc, char **argv);
+
+/* The file that this program was started from: links to it are no commands. */
+bool stat_self(struct stat *out);
 
 /* Is there such a command: an executable path, or a name on `path`? */
 bool is_runnable(const char *word, const char *path);

@@ -1,8 +1,10 @@
-/* One line to the user. Knows where messages go; does not know what they are about. */
+/* Words to the user. Knows where messages go; does not know what they are about. */
 #include "wrapper/say.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static int message_descriptor = STDERR_FILENO;
@@ -45,4 +47,16 @@ void say_and_leave(const char *format, ...)
     say_line(format, arguments);
     va_end(arguments);
     _exit(EXIT_DWRAP);
+}
+
+void print_and_leave(const char *text)
+{
+    for (size_t left = strlen(text); left > 0;) {
+        ssize_t wrote = write(STDOUT_FILENO, text, left);
+        if (wrote < 0)
+            say_and_leave("cannot write to stdout: %s; redirect it elsewhere", strerror(errno));
+        text += wrote;
+        left -= (size_t)wrote;
+    }
+    _exit(0);
 }

@@ -1,4 +1,4 @@
-/* What every file of the wrapper needs: one line to the user, and the clock. Knows nothing of jobs. */
+/* What every file of the wrapper needs: words to the user, and the clock. Knows nothing of jobs. */
 #ifndef DWRAP_SAY_H
 #define DWRAP_SAY_H
 
@@ -18,6 +18,9 @@ __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 
 /* Says it and leaves with status 125: dwrap itself could not. */
 __attribute__((format(printf, 1, 2), noreturn)) void say_and_leave(const char *format, ...);
+
+/* Prints the text on stdout and leaves: status 0, or 125 when it cannot be written. */
+__attribute__((noreturn)) void print_and_leave(const char *text);
 
 /* Milliseconds of the monotonic clock. */
 static inline int64_t now_ms(void)
