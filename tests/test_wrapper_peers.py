@@ -150,6 +150,19 @@ def test_memory_of_others_does_not_count(dwrap: Wrapper) -> None:
             assert time.monotonic() - start > 1.0
 
 
+def test_the_runtime_directory_of_another_is_left_alone(dwrap: Wrapper) -> None:
+    """`sudo` may keep XDG_RUNTIME_DIR: a directory of root's in it would end its owner's memory."""
+    if os.geteuid() != 0:
+        pytest.skip("a directory of another user needs root")
+    os.chown(dwrap.runtime, 65534, 65534)
+    with peer(says()) as address:
+        dwrap.run(address, "true")
+        assert not list(dwrap.runtime.iterdir())
+        start = time.monotonic()
+        dwrap.run(address, "true")
+        assert time.monotonic() - start < 1.0
+
+
 def test_a_refused_connection_falls_back_at_once(dwrap: Wrapper) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -254,6 +267,23 @@ def test_addresses_that_are_none(dwrap: Wrapper, address: str) -> None:
 def test_unknown_names_fall_back(dwrap: Wrapper) -> None:
     done = dwrap.run("-H", "no-such-host.invalid", "echo", "here")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"here\n", b"")
+
+
+def test_a_name_service_that_hangs_is_asked_once(dwrap: Wrapper) -> None:
+    """With the warning for an open network in the way, too."""
+    hanging = dwrap.directory / "getent"
+    hanging.write_text("#!/bin/sh\nexec sleep 20\n")
+    hanging.chmod(0o755)
+    dwrap.prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /usr/bin/getent && exec "$@"', str(hanging)]
+    if dwrap.run("--version").returncode != 0:
+        pytest.skip("a getent of our own needs root and mount namespaces")
+    start = time.monotonic()
+    assert dwrap.run("-H", "no-such-host.invalid", "echo", "x", env={"DWRAP_INSECURE": "1"}).stdout == b"x\n"
+    first = time.monotonic() - start
+    assert 1.0 < first < 2.0
+    start = time.monotonic()
+    dwrap.run("-H", "no-such-host.invalid", "true", env={"DWRAP_INSECURE": "1"})
+    assert time.monotonic() - start < 0.8
 
 
 def test_names_are_resolved_and_remembered(dwrap: Wrapper) -> None:

@@ -54,7 +54,8 @@ static enum link_status connect_any(struct link *l, const struct endpoints *to, 
     int error = ENOENT;
     for (size_t i = 0; i < to->count; i++) {
         const union socket_address *address = &to->at[i].address;
-        if (!insecure && !endpoint_is_here(address))
+        l->exposed = l->exposed || !endpoint_is_here(address);
+        if (!insecure && l->exposed)
             return fault(l, LINK_FORBIDDEN, "it is on another machine, and the connection is not encrypted");
         l->fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (l->fd < 0) {
@@ -99,6 +100,7 @@ enum link_status link_open(struct link *l, const struct address *address, bool i
     struct endpoints endpoints;
     l->fd = -1;
     l->name = address->text;
+    l->exposed = false;
     l->out_start = l->out_end = 0;
     l->heard_ms = l->pinged_ms = l->asked_ms = now_ms();
     l->quiet_ms = PING_AFTER_MS;

@@ -29,6 +29,7 @@ enum link_status {
 struct link {
     int fd;
     const char *name; /* the address, for messages */
+    bool exposed;     /* it goes, or would have gone, to another machine without encryption */
     char why[REASON_BYTES]; /* what is wrong, unless LINK_FINE */
     int64_t heard_ms;  /* when the last bytes came */
     int64_t asked_ms;  /* when the first PING since then was sent; earlier than heard_ms: none was */

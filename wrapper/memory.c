@@ -18,8 +18,9 @@ static bool silent_known; /* the address at hand had a file when we looked */
 
 void memory_at(const char *runtime_dir)
 {
+    struct stat st;
     int length = -1;
-    if (runtime_dir && runtime_dir[0] == '/')
+    if (runtime_dir && runtime_dir[0] == '/' && stat(runtime_dir, &st) == 0 && st.st_uid == geteuid())
         length = snprintf(directory, sizeof directory - 300, "%s/dwrap", runtime_dir);
     if (length < 0 || (size_t)length >= sizeof directory - 300)
         snprintf(directory, sizeof directory, "/tmp/dwrap-%u", (unsigned)geteuid());

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Names the directory's parent: $XDG_RUNTIME_DIR or NULL. Call it once, before the rest. */
+/* Names the directory's parent: $XDG_RUNTIME_DIR or NULL. One that is another user's (sudo may keep it) is none. Call it once, before the rest. */
 void memory_at(const char *runtime_dir);
 
 /* Has this address been silent lately? False also for one wrapper every five seconds, which tries it at length. */

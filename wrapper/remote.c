@@ -130,14 +130,23 @@ static enum link_status reach(const struct address *address, struct job *job, in
     return *here || status != LINK_FINE ? status : link_await(&connection, m, deadline_ms);
 }
 
+static void warn_once(const struct address *address)
+{
+    if (memory_first_time(address->text))
+        say("%s is not encrypted: everyone on the way can read and change your commands; DWRAP_INSECURE=1 allows it", address->text);
+}
+
 /* Asks one distributor. True when its answer counts, false when the next one is to be tried. */
 static bool ask(const struct address *address, struct job *job, int64_t share_ms, struct signals *signals, struct answer *a)
 {
     struct message m;
     const char *here = NULL;
+    job_name(job);
     bool brief = memory_is_silent(address->text);
     int64_t patience = brief && FIRST_WORD_AGAIN_MS < share_ms ? FIRST_WORD_AGAIN_MS : share_ms;
     enum link_status status = reach(address, job, now_ms() + patience, &m, &here);
+    if (connection.exposed && status != LINK_FORBIDDEN)
+        warn_once(address);
     if (status == LINK_SILENT)
         memory_mark_silent(address->text);
     else
@@ -154,15 +163,6 @@ static bool ask(const struct address *address, struct job *job, int64_t share_ms
         answer_with(a, ANSWER_UNAVAILABLE, "no distributor answers at %s: %s", address->text, connection.why);
     link_close(&connection);
     return a->kind != ANSWER_UNAVAILABLE;
-}
-
-static void warn_once(const struct settings *s, const struct address *address)
-{
-    struct endpoints endpoints;
-    if (!s->insecure || address->local_socket || address_resolve(address, now_ms() + FIRST_WORD_MS, &endpoints) || endpoint_is_here(&endpoints.at[0].address))
-        return;
-    if (memory_first_time(address->text))
-        say("%s is not encrypted: everyone on the way can read and change your commands; DWRAP_INSECURE=1 allows it", address->text);
 }
 
 static size_t parse_hosts(const char *hosts, struct address addresses[HOSTS])
@@ -199,8 +199,6 @@ void remote_run(struct job *job, struct signals *signals, struct answer *answer)
         answer_with(answer, ANSWER_UNAVAILABLE, "no distributor is configured");
         return;
     }
-    for (size_t i = 0; i < count; i++)
-        warn_once(s, &addresses[i]);
     for (;;) {
         ask_each(job, addresses, count, signals, answer);
         if (answer->kind != ANSWER_UNAVAILABLE || !s->fallback_fail || s->explain || now_ms() >= give_up)

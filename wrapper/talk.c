@@ -21,13 +21,17 @@ enum { GO_PATIENCE_MS = 10000, PIECES = 128, MOST_GROUPS = 4096 };
 
 void job_start(struct job *job, const struct settings *settings, const struct stream streams[3], const char *cwd)
 {
-    unsigned char raw[16];
     const char *slash = strrchr(settings->command[0], '/');
     job->settings = settings;
     job->streams = streams;
     job->cwd = cwd;
     job->name = slash && slash[1] ? slash + 1 : settings->command[0];
     job->stdin_seekable = streams[0].kind == STREAM_FILE && lseek(0, 0, SEEK_CUR) >= 0;
+}
+
+void job_name(struct job *job)
+{
+    unsigned char raw[16];
     if (getrandom(raw, sizeof raw, 0) != sizeof raw)
         say_and_leave("cannot name the job: no random bytes: %s; update the kernel", strerror(errno));
     for (size_t i = 0; i < sizeof raw; i++)
@@ -145,12 +149,11 @@ static void add_streams(struct fields_out *out, const struct job *job)
 
 const char *go_prepare(struct job *job)
 {
-    struct fields_out out = fields_into(job->go, sizeof job->go - STAMP_BYTES - 8);
+    struct fields_out out = fields_into(job->go, sizeof job->go - STAMP_BYTES - JOB_ID_BYTES - 16);
     mode_t mask = umask(0);
     umask(mask);
     errno = 0;
     int nice_value = getpriority(PRIO_PROCESS, 0);
-    fields_add(&out, "job", job->id);
     fields_addf(&out, "umask", "%03o", (unsigned)mask);
     fields_addf(&out, "nice", "%d", nice_value);
     fields_addf(&out, "gid", "%u", (unsigned)getegid());
@@ -304,6 +307,7 @@ enum link_status go_send(struct link *l, const struct job *job, const char *stam
     struct fields_out fields = fields_into(fields_bytes, sizeof fields_bytes);
     memcpy(fields_bytes, job->go, job->go_length);
     fields.length = job->go_length;
+    fields_add(&fields, "job", job->id);
     fields_add(&fields, "stamp", stamp);
 
     /* What was queued before (a PONG) goes first. */

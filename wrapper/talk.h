@@ -19,12 +19,14 @@ struct job {
     char id[JOB_ID_BYTES];
     bool stdin_seekable;
 
-    /* GO's fields but for the stamp, gathered while the distributor looks for a slot. */
+    /* GO's fields but for job and stamp, gathered while the distributor looks for a slot. */
     char go[GO_FIELDS_BYTES];
     size_t go_length;
 };
 
-/* Names the job. */
+/* A new id: each SUBMIT is a job of its own, because a distributor may not have noticed yet that the last one left. */
+void job_name(struct job *job);
+
 void job_start(struct job *job, const struct settings *settings, const struct stream streams[3], const char *cwd);
 
 /* Writes SUBMIT's fields. Returns why the command must run here instead, or NULL. */
