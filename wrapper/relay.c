@@ -72,6 +72,7 @@ void signals_restore(const struct signals *signals)
     if (!sigismember(&signals->inherited, SIGPIPE))
         while (sigtimedwait(&pipe_only, NULL, &now) > 0)
             continue; /* ours, not the command's */
+    close(signals->fd);
     sigprocmask(SIG_SETMASK, &signals->inherited, NULL);
 }
 
@@ -182,6 +183,12 @@ static bool is_incomplete(const struct relay *r, const struct message *m)
     return false;
 }
 
+/* Nothing of an attempt was seen here: no output, no input that cannot be given back. */
+static bool is_untouched(const struct relay *r)
+{
+    return r->out[0].sink.received == 0 && r->out[1].sink.received == 0 && (r->in.sent == 0 || r->in.seekable);
+}
+
 static void take_result(struct relay *r, const struct message *m)
 {
     struct ending *e = r->ending;
@@ -192,13 +199,13 @@ static void take_result(struct relay *r, const struct message *m)
     e->queued_ms = fields_number(m->more, "queued_ms", 0);
     e->run_ms = fields_number(m->fields, "run_ms", 0);
     e->flush_ms = fields_number(m->fields, "flush_ms", 0);
-    source_give_back(&r->in, fields_number(m->fields, "stdin_taken", r->in.sent));
+    source_give_back(&r->in, fields_number(m->fields, "stdin_taken", error ? 0 : r->in.sent));
     if (!reason)
         reason = "no reason was given";
     if (error)
         end(r, strcmp(error, "not_found") == 0        ? ENDED_NOT_FOUND
                : strcmp(error, "not_executable") == 0 ? ENDED_NOT_EXECUTABLE
-               : strcmp(error, "cwd") == 0            ? ENDED_NEVER_RAN
+               : strcmp(error, "cwd") == 0 && is_untouched(r) ? ENDED_NEVER_RAN
                                                       : ENDED_UNKNOWN, reason);
     else if (!field_number(fields_get(m->fields, "status"), &status) || status > 0xffff)
         end(r, ENDED_UNKNOWN, "the result holds no status; update dwrap on this machine or on the agent");
@@ -207,12 +214,6 @@ static void take_result(struct relay *r, const struct message *m)
     else
         end(r, ENDED_STATUS, "");
     e->status = (int)(status & 0xffff);
-}
-
-/* Nothing of an attempt was seen here: no output, no input that cannot be given back. */
-static bool is_untouched(const struct relay *r)
-{
-    return r->out[0].sink.received == 0 && r->out[1].sink.received == 0 && (r->in.sent == 0 || r->in.seekable);
 }
 
 static void take_failure(struct relay *r, const char *reason, bool safe)
@@ -263,14 +264,22 @@ static void take_messages(struct relay *r)
         end_broken(r);
 }
 
-/* Stops as the command was told to: the message must be gone before. */
+/* Stops as the command was told to, by the signal itself: shells tell it from SIGSTOP, and the kernel drops it where nobody
+ * could continue us. The message must be gone before. Then the command continues too, also when no SIGCONT of ours tells. */
 static void stop_here(struct relay *r)
 {
+    sigset_t stop, pending;
     int64_t deadline = now_ms() + STOP_FLUSH_MS;
     struct pollfd waiting = { .fd = r->link->fd, .events = POLLOUT };
     while (link_flush(r->link) == LINK_FINE && r->link->out_end > 0 && now_ms() < deadline)
         poll(&waiting, 1, STOP_FLUSH_MS);
-    kill(getpid(), SIGSTOP);
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTSTP);
+    kill(getpid(), SIGTSTP);
+    sigprocmask(SIG_UNBLOCK, &stop, NULL);
+    sigprocmask(SIG_BLOCK, &stop, NULL);
+    if (sigpending(&pending) == 0 && !sigismember(&pending, SIGCONT))
+        send_signal(r, SIGCONT);
 }
 
 static void take_signals(struct relay *r)

@@ -38,7 +38,7 @@ void streams_look(struct stream streams[3])
         streams[fd].inode = st.st_ino;
     }
     for (int fd = 0; fd < 3; fd++)
-        if (streams[fd].kind == STREAM_CLOSED && open("/dev/null", O_RDWR | O_CLOEXEC) < 0)
+        if (streams[fd].kind == STREAM_CLOSED && open("/dev/null", O_RDWR | O_CLOEXEC) < 0 && open("/", O_RDONLY | O_CLOEXEC) < 0)
             return; /* the lowest free number is this one: those below are in use by now */
 }
 
@@ -158,7 +158,10 @@ bool source_is_wanted(const struct source *s)
 {
     if (s->ended || s->sent >= s->limit)
         return false;
-    return s->stream.kind != STREAM_TTY || tcgetpgrp(STDIN_FILENO) == getpgrp();
+    if (s->stream.kind != STREAM_TTY)
+        return true;
+    pid_t foreground = tcgetpgrp(STDIN_FILENO);
+    return foreground < 0 || foreground == getpgrp(); /* the terminal of another session stops nobody */
 }
 
 static ssize_t read_now(struct source *s, char *data, size_t size)

@@ -62,7 +62,7 @@ struct source {
 
 void source_start(struct source *s, const struct stream *stream);
 
-/* May it be waited for now? Not without credit, nor a terminal of which we are in the background. */
+/* May it be waited for now? Not without credit, nor our own terminal while we are in the background. */
 bool source_is_wanted(const struct source *s);
 
 /* Reads at most `size` bytes and not beyond the limit. 0: nothing now, or ended. */
