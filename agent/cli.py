@@ -42,7 +42,10 @@ class _Lines(logging.Formatter):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("distributor")
-@click.option("--root", "roots", multiple=True, metavar="DIR", help="A tree shared at the same path; may be repeated. [default: /, when all is one machine]")
+@click.option(
+    "--root", "roots", multiple=True, metavar="DIR",
+    help="A tree shared at the same path; may be repeated. [default: /, when all is one machine]",
+)
 @click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time. [default: one a processor]")
 @click.option("--name", help="What the agent is called. [default: this host's name]")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Something that jobs may ask for; may be repeated.")
