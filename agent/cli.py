@@ -44,7 +44,7 @@ class _Lines(logging.Formatter):
 @click.argument("distributor")
 @click.option(
     "--root", "roots", multiple=True, metavar="DIR",
-    help="A tree shared at the same path; may be repeated. [default: /, when all is one machine]",
+    help="A tree that all share; may be repeated. [default: / if all is one machine]",
 )
 @click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time. [default: one a processor]")
 @click.option("--name", help="What the agent is called. [default: this host's name]")

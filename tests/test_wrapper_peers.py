@@ -226,6 +226,7 @@ def test_a_waiting_wrapper_stays_while_pings_are_answered(dwrap: Wrapper) -> Non
         ("HERE", FAIL, 0, True),
         ("UNAVAILABLE", {}, 0, True),
         ("UNAVAILABLE", FAIL, 125, False),
+        ("UNAVAILABLE", {"DWRAP_LABELS": "arch=arm64"}, 125, False),
         ("REFUSED", {}, 125, False),
     ],
 )

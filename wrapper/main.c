@@ -97,12 +97,15 @@ __attribute__((noreturn)) static void finish(const struct settings *s, const cha
     case ANSWER_HERE:
         break;
     case ANSWER_UNAVAILABLE:
+        if (s->labels && !s->explain) /* it asked for an agent of a kind, and this machine may be none */
+            say_and_leave("cannot run %s on an agent with %s: %s; start one, or unset DWRAP_LABELS to run it here", job.name, s->labels,
+                          answer.reason);
         if (s->fallback_fail && !s->explain)
             say_and_leave("cannot run %s elsewhere: %s; see `dwrapctl doctor`, or unset DWRAP_FALLBACK to run it here", job.name, answer.reason);
         break;
     }
     if (s->explain)
-        print_explanation(answer.kind == ANSWER_UNAVAILABLE && s->fallback_fail ? "nowhere: " : "here: ", answer.reason);
+        print_explanation(answer.kind == ANSWER_UNAVAILABLE && (s->fallback_fail || s->labels) ? "nowhere: " : "here: ", answer.reason);
     run_here(s, answer.reason, cwd);
 }
 
