@@ -74,11 +74,17 @@ class Farm:
         self._roots = roots
         listen = listen or (f"ipc://{directory}/distributor.sock", "tcp://127.0.0.1:0")
         arguments = [word for address in listen for word in ("--listen", address)]
-        self.distributor = self._start(["dwrap-distributor", *arguments, "--http", "127.0.0.1:0", "--state", str(directory / "state")])
-        self.addresses = ready_line(self.distributor)
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
-        for number in range(agents):
-            self.add_agent(f"agent-{number + 1}", slots)
+        self.distributor = self._start(["dwrap-distributor", *arguments, "--http", "127.0.0.1:0", "--state", str(directory / "state")])
+        try:
+            self.addresses = ready_line(self.distributor)
+            for number in range(agents):
+                self._start_agent(f"agent-{number + 1}", slots)
+            for agent in self.agents.values():
+                ready_line(agent)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def address(self) -> str:
@@ -91,12 +97,14 @@ class Farm:
 
     def add_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start an agent and wait until it is registered. `under` is a command that starts it in surroundings of its own."""
+        self._start_agent(name, slots, *more, under=under)
+        ready_line(self.agents[name])
+        return self.agents[name]
+
+    def _start_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> None:
         roots = [word for root in self._roots for word in ("--root", root)]
         allow = ["--allow-root"] if os.getuid() == 0 else []
-        process = self._start(["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more], under)
-        self.agents[name] = process
-        ready_line(process)
-        return process
+        self.agents[name] = self._start(["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more], under)
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment in which a wrapper uses this farm and nothing else."""
