@@ -115,9 +115,9 @@ class _Borrowed:
 
     def __init__(self, fd: int) -> None:
         # As told so, Python need not ask the kernel what it is; an IPv6 address has room for any that we look at.
-        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)
+        self._socket = socket.SocketType(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)
 
-    def __enter__(self) -> socket.socket:
+    def __enter__(self) -> socket.SocketType:
         return self._socket
 
     def __exit__(self, *_: object) -> None:

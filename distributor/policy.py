@@ -10,14 +10,14 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from dwrap.distributor.events import ANY_UID, AgentSpec, JobSpec
 from dwrap.protocol.rules import image_prefixes
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What agents that can take the same jobs have in common."""
+class Pool(NamedTuple):
+    """What agents that can take the same jobs have in common. A tuple, for it is hashed several times for each job."""
 
     labels: frozenset[str]
     roots: tuple[str, ...]
