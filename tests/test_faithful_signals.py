@@ -32,7 +32,7 @@ class Job:
         self.process = subprocess.Popen(
             [DWRAP, "sh", "-c", f"exec 9>{self.fifo}; {script}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=directory, env=farm.environment(**environment), start_new_session=True,
+            cwd=directory, env=farm.environment(**environment), process_group=0,
         )  # fmt: skip
 
     def wait_for(self, line: bytes) -> None:
