@@ -2,7 +2,8 @@
  *
  *     agents HOST PORT AGENTS SLOTS      prints `ready` when all are registered, runs until it is ended
  *
- * Each has a connection and a heartbeat of its own, as real ones have. Knows PROTOCOL.md's agent side. */
+ * Each has a connection and a heartbeat of its own, as real ones have; the heartbeats are spread over their second.
+ * Knows PROTOCOL.md's agent side. */
 #include "load.h"
 
 enum { MAX_AGENTS = 4096, MAX_EVENTS = 512 };
@@ -68,7 +69,8 @@ int main(int argc, char **argv)
         all[i].number = i;
         open_peer(&all[i].peer);
     }
-    for (double next_beat = seconds() + HEARTBEAT_SECONDS;;) {
+    double next_beat = seconds();
+    for (int turn = 0;;) {
         double wait = next_beat - seconds();
         int ready = epoll_wait(poller, events, MAX_EVENTS, wait > 0 ? (int)(wait * 1000) + 1 : 0);
         for (int i = 0; i < ready; i++)
@@ -78,13 +80,10 @@ int main(int argc, char **argv)
             puts("ready");
             fflush(stdout);
         }
-        if (seconds() < next_beat)
-            continue;
-        next_beat += HEARTBEAT_SECONDS;
-        for (int i = 0; i < count; i++)
-            if (all[i].is_leased) {
-                beat(&all[i]);
-                flush(&all[i].peer);
+        for (; seconds() >= next_beat; next_beat += HEARTBEAT_SECONDS / count, turn = (turn + 1) % count)
+            if (all[turn].is_leased) {
+                beat(&all[turn]);
+                flush(&all[turn].peer);
             }
     }
 }

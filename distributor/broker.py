@@ -101,7 +101,8 @@ class Broker:
             full = True
             while full:
                 full = self._take_batch(self._monitor in ready) == _BATCH
-            self._happened(e.Tick())
+            if due is not None and time.monotonic() >= due:
+                self._happened(e.Tick())
         log.info("stopped")
 
     def stop(self) -> None:
