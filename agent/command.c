@@ -61,7 +61,7 @@ static void take_signals(const struct spec *spec)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
     for (int number = 1; number < NSIG; number++) {
-        bool ignored = number < 64 && (spec->ignored >> number & 1);
+        bool ignored = spec->ignored >> (number - 1) & 1;
         action.sa_handler = ignored ? SIG_IGN : SIG_DFL;
         sigaction(number, &action, NULL); /* refused for KILL and STOP: as it should be */
     }

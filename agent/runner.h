@@ -67,7 +67,7 @@ struct spec {
     bool has_nice, seekable;
     struct limit limits[RLIM_NLIMITS];
     size_t limit_count;
-    uint64_t ignored; /* bit n: signal n is ignored */
+    uint64_t ignored; /* bit n: signal n + 1 is ignored, as in /proc/PID/status */
     enum stdio_kind stdio[3];
     unsigned short rows, columns;
     const char **argv, **envp; /* envp has room for SPEC_ENV_ROOM more */

@@ -48,8 +48,8 @@ static void set_columns(struct spec *s, const char *v) { s->columns = (unsigned 
 static void add_ignored(struct spec *s, const char *v)
 {
     unsigned long number = strtoul(v, NULL, 10);
-    if (number >= 1 && number <= 63)
-        s->ignored |= UINT64_C(1) << number;
+    if (number >= 1 && number <= 64)
+        s->ignored |= UINT64_C(1) << (number - 1);
 }
 
 static enum stdio_kind stdio_kind(const char *word)

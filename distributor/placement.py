@@ -1,7 +1,8 @@
 """Which agent gets the next job: the least loaded one of the pools that may take it.
 
 An agent's load is the slots that are assigned, plus the processors that are busy with others' work, over its slots; ours
-are counted exactly and at once, theirs are a measurement that is a second old. One that is short of memory takes jobs
+are counted exactly and at once, theirs are a measurement that is a second old, and count in whole processors: its noise
+must not decide. Among equals the one goes first that was given a job the longest ago. One that is short of memory takes jobs
 only while it has none, and only when no other agent is free: so that work never stops, and never piles up there.
 
 Each pool keeps a heap of its agents that have a free slot. A change pushes a new entry and leaves the old one stale
@@ -11,6 +12,7 @@ Knows agents as slots and load. Does not know jobs beyond their number, nor why 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias
@@ -38,6 +40,7 @@ class Agent:
         "spec",
         "token",
         "trusted",
+        "turn",
         "uid",
         "version",
     )
@@ -53,6 +56,7 @@ class Agent:
         self.load = Load()
         self.jobs: set[str] = set()  #: offered or assigned here; each holds a slot
         self.done = 0
+        self.turn = 0  #: grows with each job that any agent is given
         self.heard_at = 0.0
         self.lease_until = 0.0
         self.version = 0
@@ -79,16 +83,16 @@ class Agent:
     @property
     def score(self) -> float:
         """Lower is better."""
-        busy = (len(self.jobs) + self.load.foreign_cpus) / self.spec.slots
+        busy = (len(self.jobs) + round(self.load.foreign_cpus)) / self.spec.slots
         return busy + _LAST_RESORT if self.is_short_of_memory else busy
 
 
-_Entry: TypeAlias = tuple[float, Peer, int, Agent]  # score, then the peer so that equals have an order, then the version
+_Entry: TypeAlias = tuple[float, int, Peer, int, Agent]  # score, turn, then the peer so that all have an order; the version
 
 
 def is_stale(entry: _Entry) -> bool:
     """Whether the agent has changed since the entry was made."""
-    return entry[2] != entry[3].version
+    return entry[3] != entry[4].version
 
 
 class _Group:
@@ -105,12 +109,12 @@ class _Group:
             self.heap = [entry for entry in self.heap if not is_stale(entry)]
             heapify(self.heap)
         if agent.has_room:
-            heappush(self.heap, (agent.score, agent.peer, agent.version, agent))
+            heappush(self.heap, (agent.score, agent.turn, agent.peer, agent.version, agent))
 
     def best(self, avoid: Collection[str]) -> _Entry | None:
         """The entry of the least loaded agent whose name is not to be avoided, or None."""
         avoided: list[_Entry] = []
-        while self.heap and (is_stale(self.heap[0]) or self.heap[0][3].name in avoid):
+        while self.heap and (is_stale(self.heap[0]) or self.heap[0][4].name in avoid):
             entry = heappop(self.heap)
             if not is_stale(entry):
                 avoided.append(entry)
@@ -125,11 +129,17 @@ class Placement:
 
     def __init__(self) -> None:
         self._groups: dict[Pool, _Group] = {}
+        self._turns = itertools.count(1)
 
     @property
     def pools(self) -> Iterable[Pool]:
         """The pools that have a serving agent."""
         return self._groups.keys()
+
+    def gave(self, agent: Agent) -> None:
+        """The agent was given a job: among equals it comes last now."""
+        agent.turn = next(self._turns)
+        self.update(agent)
 
     def update(self, agent: Agent) -> bool:
         """The agent's slots, load or standing have changed. Returns True when a pool has appeared or gone."""
@@ -164,7 +174,7 @@ class Placement:
             entry = group.best(avoid) if group else None
             if entry is not None and (found is None or entry < found):
                 found = entry
-        return found[3] if found else None
+        return found[4] if found else None
 
     def count(self, pools: Iterable[Pool]) -> int:
         """How many serving agents these pools have."""

@@ -406,7 +406,7 @@ class Scheduler:
     def _hold(self, job: Job, agent: Agent) -> None:
         job.agent = agent
         agent.jobs.add(job.id)
-        self._placement.update(agent)
+        self._placement.gave(agent)
 
     def _release(self, job: Job, forget: bool = True) -> None:
         agent = job.agent

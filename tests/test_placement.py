@@ -35,6 +35,22 @@ def test_others_work_counts_our_own_does_not() -> None:
     assert placement.best(placement.pools) is quiet
 
 
+def test_equals_take_turns_and_the_noise_of_a_measurement_makes_nobody_unequal() -> None:
+    placement = Placement()
+    for peer, foreign_cpus in ((1, 0.02), (2, 0.31), (3, 0.0)):
+        made(placement, peer, load=Load(foreign_cpus=foreign_cpus, memory_available_bytes=GIB))
+    given = []
+    for number in range(6):  # one job at a time, each ended before the next
+        agent = placement.best(placement.pools)
+        assert agent is not None
+        given.append(agent.name)
+        agent.jobs.add(str(number))
+        placement.gave(agent)
+        agent.jobs.clear()
+        placement.update(agent)
+    assert given == ["a1", "a2", "a3"] * 2
+
+
 def test_an_agent_short_of_memory_comes_last_and_takes_one_at_a_time() -> None:
     placement = Placement()
     short = made(placement, 1, load=Load(memory_available_bytes=GIB // 8))
