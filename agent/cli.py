@@ -5,7 +5,6 @@ Knows the process: options, log, work directory, systemd. Everything else is in 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -13,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import psutil
@@ -26,18 +24,9 @@ from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.agent.session import Registration, Session
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
+from dwrap.protocol.service import die, log_to_stderr, notify
 
 log = logging.getLogger("dwrap.agent")
-
-
-class _Lines(logging.Formatter):
-    """Log lines as one JSON object each, so that no job's text can forge one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,7 +57,7 @@ def main(
     insecure: bool,
 ) -> None:
     """Runs jobs for the DISTRIBUTOR (tcp://HOST:PORT, ipc://PATH, or HOST)."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         endpoint = parse_endpoint(distributor)
         _check_reach(endpoint, insecure)
@@ -89,9 +78,9 @@ def main(
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 end = link.run()
     except (OSError, ValueError) as error:
-        _die(f"cannot start: {error}")
+        die(f"cannot start: {error}")
     if end.reason:
-        _die(end.reason)
+        die(end.reason)
     sys.exit(end.status)
 
 
@@ -122,7 +111,7 @@ def _check_reach(endpoint: Endpoint, insecure: bool) -> None:
 
 def _say_ready(name: str, slots: int) -> None:
     print(f"ready {name} slots={slots}", flush=True)
-    _notify("READY=1")
+    notify("READY=1")
 
 
 @contextmanager
@@ -130,26 +119,4 @@ def _systemd() -> Iterator[None]:
     try:
         yield
     finally:
-        _notify("STOPPING=1")
-
-
-def _notify(state: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-        try:
-            manager.sendto(state.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("the service manager cannot be told %s: %s", state, error)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _die(message: str) -> NoReturn:
-    print(f"dwrap: {message}", file=sys.stderr)
-    sys.exit(1)
+        notify("STOPPING=1")

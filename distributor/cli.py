@@ -10,13 +10,10 @@ import logging
 import os
 import resource
 import signal
-import socket
-import sys
 import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import zmq
@@ -27,19 +24,10 @@ from dwrap.distributor.identity import is_loopback_endpoint
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
+from dwrap.protocol.service import die, log_to_stderr, notify
 
 _STAMP_BYTES = 16
 log = logging.getLogger("dwrap.distributor")
-
-
-class _Lines(logging.Formatter):
-    """Log lines as one JSON object each, so that no job's text can forge one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 def _read_config(context: click.Context, _: click.Parameter, file: Path | None) -> None:
@@ -49,10 +37,10 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        _die(f"cannot read {file}: {error}; correct it, or leave --config out")
+        die(f"cannot read {file}: {error}; correct it, or leave --config out")
     known = {"listen": "endpoints", "http": "http_address", "state": "state", "insecure": "insecure"}
     if unknown := sorted(settings.keys() - known.keys()):
-        _die(f"{file} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
+        die(f"{file} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
     context.default_map = {known[name]: value for name, value in settings.items()}
 
 
@@ -74,7 +62,7 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
 @click.version_option(version(), prog_name="dwrap-distributor")
 def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:
     """Takes jobs from `dwrap`, and hands them to agents."""
-    _log_to_stderr()
+    log_to_stderr()
     http_at = _http_address(http_address)
     _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
     _raise_descriptor_limit()
@@ -86,14 +74,14 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
         broker = Broker(context, endpoints, scheduler, reports, _secret, insecure)
         url, stop_http = _serve_http(http_at, broker, reports)
     except OSError as error:  # ZMQError is one too
-        _die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
+        die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())
     print("ready", *broker.addresses, *([url] if url else []), flush=True)
-    _notify("READY=1")
+    notify("READY=1")
     log.info("serving %s, version %s", json.dumps(broker.addresses), version())
     broker.run()
-    _notify("STOPPING=1")
+    notify("STOPPING=1")
     stop_http()
     broker.close()
     context.destroy(linger=200)
@@ -127,7 +115,7 @@ def _http_address(text: str) -> tuple[str, int] | None:
         return None
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
-        _die(f"--http {text} is not of the form HOST:PORT; say --http 127.0.0.1:{DEFAULT_HTTP_PORT}, or --http off")
+        die(f"--http {text} is not of the form HOST:PORT; say --http 127.0.0.1:{DEFAULT_HTTP_PORT}, or --http off")
     return host.strip("[]"), int(port)
 
 
@@ -148,44 +136,21 @@ def _serve_http(address: tuple[str, int] | None, broker: Broker, reports: Report
         return http.serve(*address, pages)
     except OSError as error:
         where = f"{address[0]}:{address[1]}"
-        _die(f"cannot serve http on {where}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")
+        die(f"cannot serve http on {where}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")
 
 
 def _check_reach(endpoints: list[str], insecure: bool) -> None:
     for endpoint in endpoints:
         if not endpoint.startswith(("tcp://", "ipc://")):
-            _die(f"cannot listen on {endpoint}: it is neither tcp://HOST:PORT nor ipc://PATH")
+            die(f"cannot listen on {endpoint}: it is neither tcp://HOST:PORT nor ipc://PATH")
         if is_loopback_endpoint(endpoint):
             continue
         if not insecure:
-            _die(f"refuses to listen on {endpoint}: others can reach it and there are no keys; use 127.0.0.1, ipc://, or --insecure")
+            die(f"refuses to listen on {endpoint}: others can reach it and there are no keys; use 127.0.0.1, ipc://, or --insecure")
         log.warning("listening on %s without keys: whoever can reach it may run commands on the agents", endpoint)
-
-
-def _die(text: str) -> NoReturn:
-    print(f"dwrap: {text}", file=sys.stderr)
-    raise SystemExit(1)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _raise_descriptor_limit() -> None:
     """Each connection is a descriptor; the soft limit is often 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _notify(text: str) -> None:
-    """Tells systemd, when it asked to be told (sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
-        try:
-            link.sendto(text.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("cannot tell the service manager: %s", error.strerror)

@@ -1,1 +1,1 @@
-"""The wire: verbs, fields, limits and the rule table. It knows neither sockets nor scheduling."""
+"""What every part agrees on: the wire, the rule table, the forms of addresses, how a daemon behaves. It does no work itself."""

@@ -1,0 +1,48 @@
+"""What both daemons owe whoever started them: log lines, one last line when they cannot start, and systemd's notification.
+
+Knows the process it is in. Knows no message and no socket of dwrap's own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from typing import NoReturn
+
+
+class _Lines(logging.Formatter):
+    """Log lines as one JSON object each, so that no job's text can forge one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_to_stderr() -> None:
+    """Sends everything from level info on to stderr, a JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def die(text: str) -> NoReturn:
+    """Ends the process with status 1 and `dwrap: TEXT` on stderr."""
+    print(f"dwrap: {text}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def notify(state: str) -> None:
+    """Tells systemd `READY=1` or `STOPPING=1`, when it asked to be told (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        try:
+            manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            logging.getLogger("dwrap").warning("the service manager cannot be told %s: %s", state, error.strerror)
