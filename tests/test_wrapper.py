@@ -332,7 +332,8 @@ def test_signals_are_passed_on(dwrap: Wrapper, number: int) -> None:
 
 
 def test_stop_and_continue(dwrap: Wrapper) -> None:
-    with FakeDistributor(wait_for_signal_script(signal.SIGCONT)) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
+    group = {"process_group": 0}  # with us as its parent it is no orphaned one, wherever the tests were started
+    with FakeDistributor(wait_for_signal_script(signal.SIGCONT)) as d, dwrap.popen(d.address, "cmd", env=FAIL, **group) as process:
         d.wait_for("GO")
         process.send_signal(signal.SIGTSTP)
         _, status = os.waitpid(process.pid, os.WUNTRACED)

@@ -23,6 +23,8 @@ FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "0"}
 @contextmanager
 def started(dwrap: Wrapper, d: FakeDistributor, **rest: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A command elsewhere, killed in the end, even when it is stopped."""
+    if not rest.get("start_new_session"):
+        rest.setdefault("process_group", 0)  # with us as its parent it is no orphaned one, wherever the tests were started
     with dwrap.popen(d.address, "cmd", env=FAIL, **rest) as process:
         try:
             yield process
