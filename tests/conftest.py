@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ import pytest
 from farm import DWRAP, Farm
 
 PROGRAMS = Path(DWRAP).parent
+
+
+def pytest_configure() -> None:
+    """Signals as a terminal's shell hands them down: one that runs us in the background ignores these, and commands inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
