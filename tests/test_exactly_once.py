@@ -1,7 +1,7 @@
 """A distributor frozen at random points of the exchange, and thawed: each command ran exactly once (OFFER and GO, G3).
 
 Every wrapper appends its number to one file. Some freezes are short; some outlast the wrapper's patience before GO, so that it
-runs its command here while its messages still lie in the frozen distributor. PROOF_FULL=1 takes 1,000 freezes instead of 40,
+runs its command here while its messages still lie in the frozen distributor. PROOF_FULL=1 takes 1,000 freezes instead of 40, FREEZES any number,
 SEED repeats a run.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from farm import DWRAP, Farm
 
-FREEZES = 1000 if os.environ.get("PROOF_FULL") else 40
+FREEZES = int(os.environ.get("FREEZES", 0)) or (1000 if os.environ.get("PROOF_FULL") else 40)
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 WRAPPERS_EACH = 3
 EXCHANGE_SECONDS = 0.006
