@@ -1,8 +1,8 @@
 """A distributor frozen at random points of the exchange, and thawed: each command ran exactly once (OFFER and GO, G3).
 
 Every wrapper appends its number to one file. Some freezes are short; some outlast the wrapper's patience before GO, so that it
-runs its command here while its messages still lie in the frozen distributor. PROOF_FULL=1 takes 1,000 freezes instead of 40, FREEZES any number,
-SEED repeats a run.
+runs its command here while its messages still lie in the frozen distributor. PROOF_FULL=1 takes 1,000 freezes instead of 40,
+FREEZES any number; SEED repeats a run.
 """
 
 from __future__ import annotations
