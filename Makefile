@@ -8,9 +8,9 @@ HARDEN := -fstack-protector-strong -D_FORTIFY_SOURCE=2
 # Static where the C library allows it: a dynamic start costs more CPU than the whole exchange.
 STATIC := $(shell printf 'int main(void){return 0;}' | $(CC) -static -x c - -o /dev/null 2>/dev/null && echo -static)
 
-WRAPPER := $(wildcard wrapper/*.c)
-RUNNER  := $(wildcard agent/*.c)
-HEADERS := $(wildcard wrapper/*.h agent/*.h protocol/*.h protocol/*.def)
+WRAPPER := $(wildcard wrapper/*.c coherence/*.c)
+RUNNER  := $(wildcard agent/*.c coherence/*.c)
+HEADERS := $(wildcard wrapper/*.h agent/*.h coherence/*.h protocol/*.h protocol/*.def)
 
 .PHONY: programs
 programs: build/bin/dwrap build/bin/dwrap-runner

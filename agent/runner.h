@@ -10,9 +10,11 @@
  *   agent to runner   INPUT  number=offset, payload=bytes of stdin; no payload: end of file
  *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number      KILL
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
+ *                     APPLIED (the view agrees with the spec's entries)    MANIFEST payload=entries (all before ENDED)
  *                     REJECTED payload=reason (nothing was started)        ENDED payload=the fields of RESULT
  * End of file on it means that the agent is gone: the tree is killed and the runner ends.
- * The other, descriptor 4, is the spec, a memfd: four uint32 lengths, then the agent's fields, the submitter's claims, argv, env. */
+ * The other, descriptor 4, is the spec, a memfd: six uint32 lengths, then the agent's fields, the submitter's claims, argv, env,
+ * the entries that the submitter saw, the entries that the journal brought. */
 #ifndef DWRAP_RUNNER_H
 #define DWRAP_RUNNER_H
 
@@ -28,7 +30,8 @@
 #define MAX_PACKET_BYTES (16 + 32 * 1024)
 #define MAX_REASON 512
 
-enum packet_kind { PACKET_INPUT = 1, PACKET_CREDIT, PACKET_CLOSE, PACKET_SIGNAL, PACKET_KILL, PACKET_OUTPUT, PACKET_REJECTED, PACKET_ENDED };
+enum packet_kind { PACKET_INPUT = 1, PACKET_CREDIT, PACKET_CLOSE, PACKET_SIGNAL, PACKET_KILL, PACKET_OUTPUT, PACKET_REJECTED, PACKET_ENDED,
+                   PACKET_APPLIED, PACKET_MANIFEST };
 
 struct packet {
     uint32_t kind;
@@ -60,6 +63,8 @@ struct spec {
     bool has_gid, spoilt; /* checked by spec_read */
     bool namespaces;   /* hold the tree in a PID namespace; else by reaping */
     bool flush_always; /* flush outputs on coherent file systems too */
+    bool views;        /* record what the command writes; make this host's view agree with the entries first */
+    bool refresh;      /* and with the server, whatever is cached near the job */
     const char **roots, **paths;
     size_t root_count, path_count;
     /* the submitter's claims */
@@ -72,6 +77,8 @@ struct spec {
     unsigned short rows, columns;
     const char **argv, **envp; /* envp has room for SPEC_ENV_ROOM more */
     size_t env_count;
+    const char *seen, *journal; /* entries (protocol/manifest.h) */
+    size_t seen_size, journal_size;
 };
 
 #define SPEC_ENV_ROOM 8

@@ -1,0 +1,51 @@
+/* This host's view of the shared tree, made to agree with what others say of it.
+ *
+ * A network file system shows each host its own cache. An entry (protocol/manifest.h) says how a name stood where it was
+ * written or looked at; these functions compare it with what is cached here, without asking the server where nothing is
+ * cached, ask it where the two differ, and heal what asking alone does not (changes inside one tick of the server's clock).
+ * Everything happens with the caller's rights. Knows the file system; does not know jobs, messages, or who wrote what.
+ * The algorithm and its measured facts: docs/coherence.md. */
+#ifndef DWRAP_VIEW_H
+#define DWRAP_VIEW_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "protocol/manifest.h"
+
+struct view {
+    unsigned checked; /* entries looked at */
+    unsigned synced;  /* questions asked of the server */
+    unsigned stale;   /* of what was cached here, what had to be corrected */
+    unsigned healed;  /* of these, how many needed more than a question */
+    unsigned unseen;  /* entries that still do not show here as they were written: never silently ignored */
+    char path[256];   /* the first of the unseen, cut at the end */
+
+    /* The directory of the last entry, kept open: entries of one directory come in rows. */
+    int directory;
+    char directory_path[MANIFEST_PATH_BYTES];
+};
+
+void view_start(struct view *view);
+void view_end(struct view *view);
+
+/* Makes the view agree with entries that were written after a command had ended: what is there must be seen as it was written,
+ * unless it has changed since. False when the piece is malformed. R entries are passed over. */
+bool view_apply(struct view *view, const void *piece, size_t length);
+
+/* The same for entries that somebody merely saw: what he saw may be older than what is here, so nothing counts as unseen. */
+bool view_compare(struct view *view, const void *piece, size_t length);
+
+/* Asks the server about whatever is cached here below a directory, directories before what is in them, at most `most` names.
+ * Counts what was stale. */
+void view_refresh(struct view *view, const char *directory, unsigned most);
+
+/* The entry of a path as it is here now, asking the server when `ask`. False with errno when it cannot be told; a path that is
+ * not there gives a G entry. Its `path` is the argument. */
+bool view_entry(struct entry *entry, const char *path, bool ask);
+
+/* Does every host see one truth of the file system that this descriptor lies on? True for disks and memory of this machine. */
+bool view_is_coherent(int fd);
+
+#endif
