@@ -129,7 +129,7 @@ static void flush_argument(struct scan *scan, int cwd, const char *argument)
 
 struct outputs outputs_flush(const struct spec *spec, struct timespec started)
 {
-    struct scan scan = {.found = {.word = "coherent"}, .since = started, .always = spec->flush_always};
+    struct scan scan = {.found = {.word = "coherent"}, .since = started, .always = spec->views};
     scan.since.tv_sec -= CLOCK_SLACK_SECONDS;
     bool user = identity_assume(spec);
     int cwd = user ? open(spec->cwd, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;

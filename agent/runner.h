@@ -62,7 +62,6 @@ struct spec {
     bool become;       /* take on uid, gid and groups */
     bool has_gid, spoilt; /* checked by spec_read */
     bool namespaces;   /* hold the tree in a PID namespace; else by reaping */
-    bool flush_always; /* flush outputs on coherent file systems too */
     bool views;        /* record what the command writes; make this host's view agree with the entries first */
     bool refresh;      /* and with the server, whatever is cached near the job */
     const char **roots, **paths;

@@ -31,7 +31,8 @@ static void add_group(struct spec *s, const char *v) { s->groups[s->group_count+
 static void add_root(struct spec *s, const char *v) { s->roots[s->root_count++] = v; }
 static void add_path(struct spec *s, const char *v) { s->paths[s->path_count++] = v; }
 static void set_tree(struct spec *s, const char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
-static void set_flush(struct spec *s, const char *v) { s->flush_always = strcmp(v, "always") == 0; }
+static void set_views(struct spec *s, const char *v) { s->views = strcmp(v, "1") == 0; }
+static void set_refresh(struct spec *s, const char *v) { s->refresh = strcmp(v, "1") == 0; }
 
 static void set_variable(struct spec *s, const char *v)
 {
@@ -88,8 +89,8 @@ static void add_limit(struct spec *s, const char *v)
 
 static const struct setter agents_word[] = {
     {"job", set_job}, {"cwd", set_cwd}, {"work", set_work}, {"uid", set_uid}, {"gid", set_gid}, {"group", add_group},
-    {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"flush", set_flush},
-    {"env", set_variable}, {NULL, NULL}};
+    {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"views", set_views},
+    {"refresh", set_refresh}, {"env", set_variable}, {NULL, NULL}};
 
 static const struct setter claims[] = {
     {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},
@@ -131,11 +132,18 @@ static bool make_room(struct spec *spec, const char *section, size_t size)
     return spec->groups && spec->roots && spec->paths;
 }
 
-/* Maps the memfd and cuts it into its four sections; every section is empty or ends in NUL. */
-static const char *cut(int fd, char *section[4], size_t size[4])
+enum { OWN, CLAIMS, ARGV, ENVIRONMENT, SEEN, JOURNAL, SECTIONS };
+
+struct sections {
+    char *start[SECTIONS];
+    size_t size[SECTIONS];
+};
+
+/* Maps the memfd and cuts it into its sections; every section is empty or ends in NUL. */
+static const char *cut(int fd, struct sections *out)
 {
     struct stat st;
-    uint32_t lengths[4];
+    uint32_t lengths[SECTIONS];
     if (fstat(fd, &st) != 0 || (size_t)st.st_size < sizeof lengths)
         return "the spec is too short";
     char *all = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
@@ -143,11 +151,11 @@ static const char *cut(int fd, char *section[4], size_t size[4])
         return "the spec cannot be mapped";
     memcpy(lengths, all, sizeof lengths);
     size_t at = sizeof lengths;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < SECTIONS; i++) {
         if (lengths[i] > (size_t)st.st_size - at || (lengths[i] > 0 && all[at + lengths[i] - 1] != '\0'))
             return "the spec is cut wrong";
-        section[i] = all + at;
-        size[i] = lengths[i];
+        out->start[i] = all + at;
+        out->size[i] = lengths[i];
         at += lengths[i];
     }
     return NULL;
@@ -155,23 +163,27 @@ static const char *cut(int fd, char *section[4], size_t size[4])
 
 const char *spec_read(struct spec *spec, int fd)
 {
-    char *section[4];
-    size_t size[4], argc;
+    struct sections cuts;
+    size_t argc;
     *spec = (struct spec){.job = "", .cwd = "/", .work = "", .umask = -1, .stdio = {STDIO_NULL, STDIO_STREAM, STDIO_STREAM}};
-    const char *wrong = cut(fd, section, size);
+    const char *wrong = cut(fd, &cuts);
     if (wrong)
         return wrong;
-    if (!make_room(spec, section[0], size[0]))
+    if (!make_room(spec, cuts.start[OWN], cuts.size[OWN]))
         return "no memory for the spec";
-    for (int i = 2; i < 4; i++)
-        if (count_strings(section[i], size[i]) > DWRAP_MAX_STRINGS)
-            return "the command or its environment has too many strings";
-    spec->argv = read_strings(section[2], size[2], 0, &argc);
-    spec->envp = read_strings(section[3], size[3], SPEC_ENV_ROOM, &spec->env_count);
+    if (count_strings(cuts.start[ARGV], cuts.size[ARGV]) > DWRAP_MAX_STRINGS ||
+        count_strings(cuts.start[ENVIRONMENT], cuts.size[ENVIRONMENT]) > DWRAP_MAX_STRINGS)
+        return "the command or its environment has too many strings";
+    spec->argv = read_strings(cuts.start[ARGV], cuts.size[ARGV], 0, &argc);
+    spec->envp = read_strings(cuts.start[ENVIRONMENT], cuts.size[ENVIRONMENT], SPEC_ENV_ROOM, &spec->env_count);
     if (!spec->argv || !spec->envp)
         return "no memory for the spec";
-    read_fields(spec, agents_word, section[0], size[0]);
-    read_fields(spec, claims, section[1], size[1]);
+    read_fields(spec, agents_word, cuts.start[OWN], cuts.size[OWN]);
+    read_fields(spec, claims, cuts.start[CLAIMS], cuts.size[CLAIMS]);
+    spec->seen = cuts.start[SEEN];
+    spec->seen_size = cuts.size[SEEN];
+    spec->journal = cuts.start[JOURNAL];
+    spec->journal_size = cuts.size[JOURNAL];
     if (spec->spoilt || spec->become != spec->has_gid)
         return "the agent's own word on the identity is malformed";
     return argc == 0 ? "the command is empty" : NULL;

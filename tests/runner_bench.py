@@ -45,6 +45,8 @@ class Job:
         self.end: Fields | None = None
         self.rejected = ""
         self.gone = False
+        self.applied: int | None = None
+        self.manifest = bytearray()
         self.stdin = b""
         self.sent = 0
         self._free_credit = free_credit
@@ -99,7 +101,14 @@ class Job:
             self.credit = said.number
         elif said.kind == Kind.REJECTED:
             self.rejected = said.payload.decode()
+        elif said.kind == Kind.APPLIED:
+            self.applied = said.number
+        elif said.kind == Kind.MANIFEST:
+            assert 0 < len(said.payload) <= messages.MAX_DATA_BYTES
+            assert self.end is None
+            self.manifest += said.payload
         else:
+            assert said.kind == Kind.ENDED
             self.end = messages.decode_fields(said.payload)
 
 
@@ -130,7 +139,6 @@ class Bench:
         self.cwd = folder / "cwd"
         self.cwd.mkdir()
         self.tree = tree
-        self.flush = "auto"
         self.roots: tuple[str, ...] = ("/nonexistent-root",)
         self.runners: Runners | None = None
         self.jobs: list[Job] = []
@@ -146,8 +154,12 @@ class Bench:
         identity: Identity | None = None,
         free_credit: bool = True,
         paths: Sequence[str] = (),
+        views: bool = False,
+        refresh: bool = False,
+        seen: bytes = b"",
+        journal: bytes = b"",
     ) -> Job:
-        self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree, self.flush)
+        self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree)
         fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *(("path", path) for path in paths)])
         said = dict(claims)
         streams = [(key, value) for key, value in (("stdin", stdin), ("stdout", "stream"), ("stderr", "stream")) if key not in said]
@@ -157,6 +169,10 @@ class Bench:
             messages.encode_fields([*streams, *claims]),
             messages.encode_strings(os.fsencode(word) for word in argv),
             messages.encode_strings(os.fsencode(f"{key}={value}") for key, value in env.items()),
+            seen,
+            journal,
+            views,
+            refresh,
         )
         job = Job(self.runners.start(start, identity or Identity(0, 0, (), become=False)), free_credit=free_credit)
         self.jobs.append(job)
@@ -192,7 +208,7 @@ def sanitized() -> Path | None:
     folder = Path(tempfile.mkdtemp(prefix="dwrap-sanitized-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "agent").glob("*.c"))
+    sources = sorted(str(path.relative_to(ROOT)) for room in ("agent", "coherence") for path in (ROOT / room).glob("*.c"))
     (folder / "empty.c").write_text("int main(void) { return 0; }")
     if subprocess.run(["cc", *SANITIZE, folder / "empty.c", "-o", folder / "empty"], capture_output=True, check=False).returncode:
         return None

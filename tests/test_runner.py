@@ -237,7 +237,7 @@ def test_process_ids_are_spread(bench: Bench) -> None:
 
 def test_a_spec_that_is_cut_wrong_is_rejected() -> None:
     starter = Starter(str(PROGRAM))
-    for blob in (b"", b"\0" * 16, struct.pack("=4I", 9, 0, 0, 0) + b"a", struct.pack("=4I", 0, 0, 1, 0) + b"a"):
+    for blob in (b"", b"\0" * 24, struct.pack("=6I", 9, 0, 0, 0, 0, 0) + b"a", struct.pack("=6I", 0, 0, 1, 0, 0, 0) + b"a"):
         spec = os.memfd_create("spec")
         os.write(spec, blob)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -117,9 +117,8 @@ def test_usage_is_reported(bench: Bench) -> None:
     assert end.text("tree") == bench.tree
 
 
-@pytest.mark.parametrize("flush", ["auto", "always"])
-def test_outputs_are_flushed(bench: Bench, flush: str) -> None:
-    bench.flush = flush
+@pytest.mark.parametrize("views", [False, True])
+def test_outputs_are_flushed(bench: Bench, views: bool) -> None:
     (bench.folder / "named").mkdir()
     (bench.folder / "other").mkdir()
     old = bench.cwd / "old"
@@ -128,10 +127,10 @@ def test_outputs_are_flushed(bench: Bench, flush: str) -> None:
     os.mkfifo(bench.cwd / "fifo")
     named = bench.folder / "named" / "object.o"
     script = f"echo x > new; mkdir -p sub; echo y > sub/deep; echo z > $0; echo w > {bench.folder}/other/o"
-    end = bench.run("/bin/sh", "-c", script, str(named), paths=[str(bench.folder / "other")]).finish()
-    assert end.text("outputs") == ("approximate" if flush == "always" else "coherent")
+    end = bench.run("/bin/sh", "-c", script, str(named), paths=[str(bench.folder / "other")], views=views).finish()
+    assert end.text("outputs") == ("approximate" if views else "coherent")
     files, folders = 4, 4  # cwd, sub, named, other
-    assert end.number("outputs_count") == (files + folders if flush == "always" else 0)
+    assert end.number("outputs_count") == (files + folders if views else 0)
 
 
 @ROOT_ONLY
