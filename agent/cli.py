@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.agent.session import Registration, Session
+from dwrap.agent.survey import Survey
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
 from dwrap.protocol.service import die, log_to_stderr, notify
@@ -39,7 +41,11 @@ log = logging.getLogger("dwrap.agent")
 @click.option("--name", help="What the agent is called. [default: this host's name]")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Something that jobs may ask for; may be repeated.")
 @click.option("--allow-root", is_flag=True, help="Run root's jobs too.")
-@click.option("--flush", type=click.Choice(["auto", "always"]), default="auto", help="Whether to flush outputs on local file systems too.")
+@click.option(
+    "--views", type=click.Choice(["auto", "always", "never"]), default="auto",
+    help="Whether to record what commands write, so that all hosts see it. [auto: if a root is on a network file system]",
+)
+@click.option("--accept-flaws", is_flag=True, help="Serve even from mounts that are known to give wrong bytes.")
 @click.option("--tree", type=click.Choice(["auto", "pidns", "subreaper"]), default="auto", help="How the processes of a job are held.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where temporary directories are made. [default: TMPDIR]")
 @click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
@@ -51,7 +57,8 @@ def main(
     name: str | None,
     labels: tuple[str, ...],
     allow_root: bool,
-    flush: str,
+    views: str,
+    accept_flaws: bool,
     tree: str,
     work: Path | None,
     insecure: bool,
@@ -67,14 +74,16 @@ def main(
         checked_labels = tuple(environment.check_label(label) for label in labels)
         slots = slots or environment.processors()
         name = name or socket.gethostname()
+        survey = Survey(checked_roots, views)
         session = Session(_registration(name, slots, checked_roots, checked_labels, tree, allow_root))
+        session.registration = replace(session.registration, records=views != "never", mounted=survey.first(accept_flaws))
         with workplace.claim(work) as folder:
             workplace.become_subreaper()
-            runners = Runners(program, folder, checked_roots, tree, flush)
+            runners = Runners(program, folder, checked_roots, tree)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
             with _systemd():
-                link = Link(endpoint.address, session, runners, accounts, load, lambda: _say_ready(name, slots))
+                link = Link(endpoint.address, session, runners, accounts, load, lambda: _say_ready(name, slots), survey=survey.news)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 end = link.run()
     except (OSError, ValueError) as error:

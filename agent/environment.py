@@ -58,4 +58,6 @@ def check_label(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not equals or not key or "\0" in text:
         raise ValueError(f"label {text} is not of the form KEY=VALUE")
+    if key == "agent":
+        raise ValueError(f"label {text} is given by the agent's name; say --name instead")
     return text

@@ -26,6 +26,8 @@ class Kind(IntEnum):
     OUTPUT = 6
     REJECTED = 7
     ENDED = 8
+    APPLIED = 9
+    MANIFEST = 10
 
 
 # ---- events
@@ -76,6 +78,15 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Mounted:
+    """What is mounted here has changed: REGISTER's `views`, `mount` and `flaw`."""
+
+    views: bool
+    mounts: tuple[str, ...] = ()
+    flaws: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DrainAsked:
     """The operator wants the agent to finish and leave."""
 
@@ -85,7 +96,7 @@ class StopAsked:
     """The operator wants the agent to end now, and its jobs with it."""
 
 
-Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | DrainAsked | StopAsked
+Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | Mounted | DrainAsked | StopAsked
 
 # ---- actions
 
@@ -99,13 +110,20 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a runner. `fields` are the distributor's word; `claims` (a fields frame), `argv` and `env` the submitter's."""
+    """Start a runner. `fields` are the distributor's word; `claims` (a fields frame), `argv` and `env` the submitter's.
+
+    `seen` and `journal` are entries: what the submitter saw, and what other hosts changed that this user has not been shown here.
+    """
 
     key: Key
     fields: Fields
     claims: bytes
     argv: bytes
     env: bytes
+    seen: bytes = b""
+    journal: bytes = b""
+    views: bool = False
+    refresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

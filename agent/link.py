@@ -42,7 +42,9 @@ def boot_clock() -> float:
 
 
 class Link:
-    """Carries a session. `configure` prepares each new socket (keys); `on_ready` is called once the distributor took us in."""
+    """Carries a session. `configure` prepares each new socket (keys); `on_ready` is called once the distributor took us in;
+    `survey` is asked each second for what is mounted now, and answers when that has changed.
+    """
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Link:
         on_ready: Callable[[], None],
         configure: Configure = lambda _: None,
         clock: Callable[[], float] = boot_clock,
+        survey: Callable[[], e.Mounted | None] = lambda: None,
     ) -> None:
         self._endpoint = endpoint
         self._session = session
@@ -63,6 +66,7 @@ class Link:
         self._on_ready = on_ready
         self._configure = configure
         self._clock = clock
+        self._survey = survey
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._live: dict[e.Key, Runner] = {}
@@ -146,6 +150,9 @@ class Link:
         self._runners.reap()
         self._runners.kill_orphans()
         self._feed(e.Tick(self._load.sample(now)))
+        mounted = self._survey()
+        if mounted is not None:
+            self._feed(mounted)
 
     def _take_messages(self) -> None:
         dealer = self._dealer

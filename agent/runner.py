@@ -27,7 +27,7 @@ from dwrap.protocol.messages import Value
 PROGRAM: Final = "dwrap-runner"
 log = logging.getLogger("dwrap.agent")
 _HEAD: Final = struct.Struct("=IIQ")
-_LENGTHS: Final = struct.Struct("=4I")
+_LENGTHS: Final = struct.Struct("=6I")
 _ROOM: Final = _HEAD.size + messages.MAX_DATA_BYTES + 1
 _ANSWER: Final = struct.Struct("=ii")
 _CONTROL_FD: Final = 3
@@ -155,9 +155,9 @@ class Starter:
 class Runners:
     """All runners of this agent."""
 
-    def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str, flush: str = "auto") -> None:
+    def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str) -> None:
         self._program = os.fspath(program)
-        self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree), ("flush", flush)]
+        self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree)]
         self._fixed += [("root", root) for root in roots]
         self._unreaped: set[int] = set()
         self._starter: Starter | None = None
@@ -197,9 +197,10 @@ class Runners:
         job = start.key[0]
         own: list[tuple[str, Value]] = [("job", job), ("env", f"DWRAP_JOB={job}"), ("cwd", start.fields.need("cwd")), *self._fixed]
         own += [("path", path) for path in start.fields.all("path")]
+        own += [(word, 1) for word, is_wanted in (("views", start.views), ("refresh", start.refresh)) if is_wanted]
         if identity.become:
             own += [("uid", identity.uid), ("gid", identity.gid), *(("group", group) for group in identity.groups)]
-        sections = [messages.encode_fields(own), start.claims, start.argv, start.env]
+        sections = [messages.encode_fields(own), start.claims, start.argv, start.env, start.seen, start.journal]
         spec = os.memfd_create("dwrap-spec", os.MFD_CLOEXEC)
         try:
             blob = b"".join([_LENGTHS.pack(*map(len, sections)), *sections])

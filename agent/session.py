@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dwrap.agent.events import (
@@ -24,6 +24,7 @@ from dwrap.agent.events import (
     Key,
     Kind,
     Log,
+    Mounted,
     Quit,
     Ready,
     Received,
@@ -35,14 +36,19 @@ from dwrap.agent.events import (
     Tell,
     Tick,
 )
+from dwrap.agent.marks import Due, Marks
 from dwrap.protocol import messages
 from dwrap.protocol.messages import ProtocolError, Value
 
 ORPHAN_SECONDS: Final = 300.0
 RESEND_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 3.0
+MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of one attempt; the runner keeps to it
+MAX_RECENT_BYTES: Final = 4 * 1024 * 1024
 STREAMS: Final = {b"stdin": 0, b"stdout": 1, b"stderr": 2}
 STREAM_NAMES: Final = ("stdin", "stdout", "stderr")
+_ALL_LOCAL: Final = Mounted(views=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Registration:
@@ -53,16 +59,43 @@ class Registration:
     roots: tuple[str, ...]
     serves: str
     extra: tuple[tuple[str, Value], ...] = ()
+    records: bool = True  # whether runners record what commands write, where the distributor asks for it
+    mounted: Mounted = _ALL_LOCAL
+
+
+@dataclass(slots=True)
+class _Manifest:
+    """What the command of one attempt wrote, as far as its runner has said it."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+    sent: int = 0  # how many pieces have gone out on this connection
+
+    def add(self, piece: bytes) -> bool:
+        """False when there was no room for it."""
+        if self.size + len(piece) > MAX_MANIFEST_BYTES:
+            return False
+        self.pieces.append(piece)
+        self.size += len(piece)
+        return True
+
+    def unsent(self, key: Key) -> list[Action]:
+        """The messages that this connection has not carried yet."""
+        pieces, self.sent = self.pieces[self.sent :], len(self.pieces)
+        return [_send("MANIFEST", [("job", key[0]), ("attempt", key[1])], piece) for piece in pieces]
 
 
 @dataclass(slots=True)
 class _Running:
+    due: Due | None = None  # what its runner was given to apply
     lost: str = ""  # why its status, when it comes, is not the command's own
+    manifest: _Manifest = field(default_factory=_Manifest)
 
 
 @dataclass(slots=True)
 class _Kept:
     frames: tuple[bytes, ...]
+    manifest: _Manifest
     made: float
     sent: float
 
@@ -86,6 +119,9 @@ class Session:
     _attempt: dict[str, Key] = field(default_factory=dict)
     _kept: dict[Key, _Kept] = field(default_factory=dict)
     _outbox: list[Send] = field(default_factory=list)
+    _marks: Marks = field(default_factory=Marks)
+    _recent: deque[bytes] = field(default_factory=deque)  # pieces of the newest manifests, for a distributor that has no journal
+    _recent_size: int = 0
     _heartbeats: deque[float] = field(default_factory=deque)
 
     @property
@@ -113,9 +149,14 @@ class Session:
             case Disconnected():
                 self.connected = self.welcomed = False
                 self._heartbeats.clear()
+                for manifest in self._manifests():
+                    manifest.sent = 0
                 return [Log("disconnected", (("running", len(self._running)),))]
             case RunnerEnded():
                 return self._runner_ended(event.key, now)
+            case Mounted():
+                self.registration = replace(self.registration, mounted=event)
+                return [self._register(now)] if self.welcomed else []
             case DrainAsked():
                 return self._drain()
             case StopAsked():
@@ -129,7 +170,8 @@ class Session:
         known = self.registration
         pairs: list[tuple[str, Value]] = [("version", messages.VERSION), ("name", known.name), ("slots", known.slots)]
         pairs += [("root", root) for root in known.roots]
-        pairs += [("serves", known.serves), *known.extra]
+        pairs += [("serves", known.serves), *known.extra, *([("views", 1)] if known.mounted.views else [])]
+        pairs += [*(("mount", mount) for mount in known.mounted.mounts), *(("flaw", flaw) for flaw in known.mounted.flaws)]
         pairs += [("running", f"{job}:{attempt}") for job, attempt in self._running]
         if self.draining:
             pairs.append(("draining", 1))
@@ -147,7 +189,7 @@ class Session:
             return [Log("malformed", (("verb", event.verb), ("cause", str(error))))]
 
     def _welcome(self, event: Received, now: float) -> list[Action]:
-        self.epoch, self.token = event.fields.need("epoch"), event.fields.need("token")
+        before, self.epoch, self.token = self.epoch, event.fields.need("epoch"), event.fields.need("token")
         self.lease_until = self._registered_at + event.fields.number("lease_ms") / 1000
         self.welcomed = True
         self._heartbeats.clear()
@@ -156,12 +198,14 @@ class Session:
             self._ever_welcomed = True
             actions.append(Ready())
         actions.append(self._heartbeat((), now))  # echoes the token: only then may work come
+        if before != self.epoch:
+            self._marks.restart()
+            actions += [_send("MANIFEST", [("offer", 1)], piece) for piece in self._recent]
         actions += self._outbox
         self._outbox.clear()
-        for kept in self._kept.values():
-            kept.sent = now
-            actions.append(Send(kept.frames))
-        return actions
+        for key, running in self._running.items():
+            actions += running.manifest.unsent(key)
+        return [*actions, *self._send_kept(list(self._kept), now)]
 
     def _lease(self, event: Received, now: float) -> list[Action]:
         if event.fields.need("epoch") != self.epoch or not self._heartbeats:
@@ -174,18 +218,25 @@ class Session:
         key = (event.fields.name("job"), event.fields.number("attempt"))
         if key in self._running or key in self._kept:
             return []
+        claims, argv, env, seen, journal = (*event.bodies, b"", b"", b"", b"", b"")[:5]
+        if event.fields.need("epoch") == self.epoch:  # also when the job is not taken: it will not be told again
+            self._marks.take(journal, event.fields.flag("behind"))
         reason = self._why_not(event, key, now)
         if reason:
             return [_send("REJECT", [("job", key[0]), ("attempt", key[1]), ("reason", reason)])]
-        self._running[key] = _Running()
+        due: Due | None = None
+        start = Start(key, event.fields, claims, argv, env)
+        if self.registration.records and event.fields.flag("views"):
+            due = self._marks.due(event.fields.number("uid"), event.fields.need("cwd"), event.fields.number("burst", 0))
+            start = replace(start, seen=seen, journal=due.journal, views=True, refresh=due.refresh)
+        self._running[key] = _Running(due)
         self._attempt[key[0]] = key
-        claims, argv, env = event.bodies
-        return [Start(key, event.fields, claims, argv, env)]
+        return [start]
 
     def _why_not(self, event: Received, key: Key, now: float) -> str:
         if event.fields.need("epoch") != self.epoch:
             return "the assignment is of another epoch"
-        if len(event.bodies) != 3:
+        if len(event.bodies) < 3:
             return "the assignment lacks its command"
         if not (event.fields.get("cwd") or b"").startswith(b"/"):
             return "the assignment names no absolute directory"
@@ -236,8 +287,7 @@ class Session:
         key = (event.fields.name("job"), event.fields.number("attempt"))
         if key in self._running:
             return [Tell(key, Kind.KILL)]
-        kept = self._kept.get(key)
-        return [Send(kept.frames)] if kept else []
+        return self._send_kept([key], now) if key in self._kept else []
 
     def _ack(self, event: Received, now: float) -> list[Action]:
         self._kept.pop((event.fields.name("job"), event.fields.number("attempt")), None)
@@ -266,6 +316,12 @@ class Session:
             return self._say(_send("OUTPUT", pairs, event.payload))
         if event.kind == Kind.CREDIT:
             return self._say(_send("CREDIT", [*who, ("stream", "stdin"), ("limit", event.number)]))
+        if event.kind == Kind.APPLIED:
+            if state.due is not None:
+                self._marks.applied(state.due)
+            return []
+        if event.kind == Kind.MANIFEST:
+            return self._wrote(event.key, state.manifest, event.payload)
         if event.kind == Kind.REJECTED and not state.lost:
             self._forget(event.key)
             reason = messages.one_line(event.payload.decode(errors="replace"))
@@ -287,11 +343,33 @@ class Session:
         self._outbox.append(send)
         return []
 
+    def _manifests(self) -> list[_Manifest]:
+        return [running.manifest for running in self._running.values()] + [kept.manifest for kept in self._kept.values()]
+
+    def _wrote(self, key: Key, manifest: _Manifest, piece: bytes) -> list[Action]:
+        self._recent.append(piece)
+        self._recent_size += len(piece)
+        while self._recent_size > MAX_RECENT_BYTES:
+            self._recent_size -= len(self._recent.popleft())
+        if not manifest.add(piece):
+            return [Log("manifest_cut", (("job", key[0]), ("attempt", key[1])))]
+        return manifest.unsent(key) if self.welcomed else []
+
     def _settle(self, key: Key, outcome: bytes, now: float) -> list[Action]:
+        manifest = self._running[key].manifest
         self._forget(key)
         fields = messages.encode_fields([("job", key[0]), ("attempt", key[1])]) + outcome
-        self._kept[key] = _Kept((b"RESULT", fields), now, now)
-        return [Send(self._kept[key].frames)] if self.welcomed else []
+        self._kept[key] = _Kept((b"RESULT", fields), manifest, now, now)
+        return self._send_kept([key], now) if self.welcomed else []
+
+    def _send_kept(self, keys: list[Key], now: float) -> list[Action]:
+        """Results, each after what is left of its manifest."""
+        actions: list[Action] = []
+        for key in keys:
+            kept = self._kept[key]
+            kept.sent = now
+            actions += [*kept.manifest.unsent(key), Send(kept.frames)]
+        return actions
 
     def _forget(self, key: Key) -> None:
         del self._running[key]
@@ -324,10 +402,7 @@ class Session:
         return [*actions, *self._leave_when_idle(now)]
 
     def _send_again(self, now: float) -> list[Action]:
-        late = [kept for kept in self._kept.values() if now - kept.sent >= RESEND_SECONDS]
-        for kept in late:
-            kept.sent = now
-        return [Send(kept.frames) for kept in late]
+        return self._send_kept([key for key, kept in self._kept.items() if now - kept.sent >= RESEND_SECONDS], now)
 
     def _drain(self) -> list[Action]:
         if self.draining:
