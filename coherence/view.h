@@ -14,6 +14,9 @@
 
 #include "protocol/manifest.h"
 
+enum { VIEW_KNOWN = 256 };
+
+/* One look: nothing that was asked in it is asked again. Whoever looks later (a command has run meanwhile) starts a new one. */
 struct view {
     unsigned checked; /* entries looked at */
     unsigned synced;  /* questions asked of the server */
@@ -24,6 +27,11 @@ struct view {
 
     /* The directory of the last entry, kept open: entries of one directory come in rows. */
     int directory;
+    bool asked;        /* the server was asked about it in this view */
+    int64_t changed;   /* its ctime as far as known */
+    uint64_t identity; /* of path and inode */
+    uint64_t known[VIEW_KNOWN]; /* identities of the directories that were asked about, the newest of them */
+    unsigned known_count;
     char directory_path[MANIFEST_PATH_BYTES];
 };
 
@@ -47,5 +55,8 @@ bool view_entry(struct entry *entry, const char *path, bool ask);
 
 /* Does every host see one truth of the file system that this descriptor lies on? True for disks and memory of this machine. */
 bool view_is_coherent(int fd);
+
+/* Are inode numbers of its file system the same on every host that mounts it? Asks a server, as view_is_coherent does (fstatfs). */
+bool view_numbers_agree(int fd);
 
 #endif

@@ -1,0 +1,459 @@
+/* What view.h promises, on Linux. Three facts carry it, each measured on NFS v3, v4.2 and ganesha (docs/coherence.md):
+ *
+ *  - openat2(RESOLVE_CACHED) of one name in an open directory sends nothing. It answers with what this host believes without
+ *    asking (a descriptor, or ENOENT), or with EAGAIN: it believes nothing, and will ask when somebody looks.
+ *  - statx(FORCE_SYNC) of a directory makes the host forget what it believed of names in it, if the directory has changed.
+ *  - Two changes inside one tick of the server's clock can look like none. Then a name that is believed to be missing is
+ *    cured by mkdir (it fails with EEXIST, and the belief is dropped), one that is believed to be another file by link from
+ *    another file system (it cannot succeed, but has to look first).
+ *
+ * A belief was formed at or after the directory's present ctime. So when that is later than the entry's, the name has changed
+ * again since, and nothing is wrong: mkdir is not tried on names that somebody removed. */
+#include "coherence/view.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef RESOLVE_CACHED
+#define RESOLVE_CACHED 0x20
+#endif
+
+enum { MAX_DEPTH = 64, MAX_MISSING = 8 };
+enum { CACHED = AT_STATX_DONT_SYNC, ASK = AT_STATX_FORCE_SYNC };
+
+/* A name that nobody has: what is believed of it shows whether the directory was changed by others. */
+static const char canary[] = ".dwrap-view";
+
+/* ---- looking ---- */
+
+static int64_t nanoseconds(struct statx_timestamp t)
+{
+    return t.tv_sec < 0 ? 0 : (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* With any smaller mask a file system need not ask, not even when it is told to. */
+static bool look(struct entry *out, int fd, const char *path, int how)
+{
+    struct statx st;
+    if (statx(fd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | how, STATX_BASIC_STATS, &st) != 0)
+        return false;
+    *out = (struct entry){.kind = S_ISDIR(st.stx_mode) ? MANIFEST_DIRECTORY : MANIFEST_FILE, .ino = st.stx_ino, .size = st.stx_size,
+                          .mtime = nanoseconds(st.stx_mtime), .ctime = nanoseconds(st.stx_ctime), .path = path};
+    return true;
+}
+
+static bool is_missing(int error)
+{
+    return error == ENOENT || error == ENOTDIR || error == ESTALE;
+}
+
+bool view_entry(struct entry *entry, const char *path, bool ask)
+{
+    if (!look(entry, AT_FDCWD, path, ask ? ASK : CACHED)) {
+        if (!is_missing(errno))
+            return false;
+        *entry = (struct entry){.kind = MANIFEST_GONE};
+    }
+    entry->path = path;
+    return true;
+}
+
+/* What is believed of a name: a descriptor, or -1 with ENOENT, or -1 with EAGAIN for nothing. Kernels before 5.12 cannot tell:
+ * there the server is asked about every name. */
+static int believed(int directory, const char *name)
+{
+    static bool cannot_tell;
+    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_CACHED};
+    int fd = cannot_tell ? -1 : (int)syscall(SYS_openat2, directory, name, &how, sizeof how);
+    if (fd >= 0 || (!cannot_tell && errno != ENOSYS && errno != EINVAL && errno != EPERM))
+        return fd;
+    cannot_tell = true;
+    return openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
+static bool magic_among(int fd, const unsigned long *magics, size_t count)
+{
+    struct statfs fs;
+    if (fstatfs(fd, &fs) != 0)
+        return false;
+    for (size_t i = 0; i < count; i++)
+        if (((unsigned long)fs.f_type & 0xFFFFFFFFul) == magics[i])
+            return true;
+    return false;
+}
+
+bool view_is_coherent(int fd)
+{
+    static const unsigned long local[] = {
+        0xEF53 /* ext2-4 */,       0x58465342 /* xfs */,  0x9123683E /* btrfs */, 0x01021994 /* tmpfs */, 0x794C7630 /* overlay */,
+        0x2FC12FC1 /* zfs */,      0xF2F52010 /* f2fs */, 0x858458F6 /* ramfs */, 0xCA451A4E /* bcachefs */};
+    return magic_among(fd, local, sizeof local / sizeof *local);
+}
+
+bool view_numbers_agree(int fd)
+{
+    static const unsigned long numbered[] = {0x6969 /* nfs */,        0xEF53 /* ext2-4 */,   0x58465342 /* xfs */,
+                                             0x9123683E /* btrfs */,  0xF2F52010 /* f2fs */, 0x2FC12FC1 /* zfs */};
+    return magic_among(fd, numbered, sizeof numbered / sizeof *numbered);
+}
+
+/* ---- one directory ---- */
+
+void view_start(struct view *view)
+{
+    memset(view, 0, offsetof(struct view, directory_path));
+    view->directory = -1;
+    view->directory_path[0] = 0;
+}
+
+void view_end(struct view *view)
+{
+    if (view->directory >= 0)
+        close(view->directory);
+    view->directory = -1;
+}
+
+/* Asks the server about the open directory, once in a view. True: what was known of it was old. */
+static bool ask_directory(struct view *view)
+{
+    struct entry before, after;
+    if (view->asked)
+        return false;
+    view->asked = true;
+    view->known[view->known_count++ % VIEW_KNOWN] = view->identity;
+    bool known = look(&before, view->directory, "", CACHED);
+    view->synced++;
+    if (!look(&after, view->directory, "", ASK))
+        return false;
+    view->changed = after.ctime;
+    return known && (before.ctime != after.ctime || before.mtime != after.mtime);
+}
+
+static void unseen(struct view *view, const struct entry *entry, bool count)
+{
+    if (count && view->unseen++ == 0)
+        snprintf(view->path, sizeof view->path, "%s", entry->path);
+}
+
+/* Drops the belief that a name is missing. True: it is there. */
+static bool cure_missing(struct view *view, const char *name)
+{
+    view->synced++;
+    if (mkdirat(view->directory, name, 0700) == 0)
+        unlinkat(view->directory, name, AT_REMOVEDIR);
+    else if (errno == EEXIST)
+        return true;
+    return false;
+}
+
+/* Has the server look whether a name still is the file that it is believed to be. Nothing is made: no link leads from /proc
+ * to another file system. */
+static void cure_present(struct view *view, const char *name)
+{
+    view->synced++;
+    (void)!linkat(AT_FDCWD, "/proc/self/status", view->directory, name, 0);
+}
+
+/* ---- one name in the open directory ---- */
+
+enum belief { NOTHING, MISSING, OTHER, SAME };
+
+static bool same_numbers(const struct entry *a, const struct entry *b)
+{
+    return a->ctime == b->ctime && a->mtime == b->mtime && (a->size == b->size || a->kind == MANIFEST_DIRECTORY);
+}
+
+/* What is believed of a name, beside what the entry says of it. Directories are compared by identity alone: what is in them has
+ * entries of its own. */
+static enum belief belief_about(struct view *view, const char *name, const struct entry *entry, int how, struct entry *here)
+{
+    int fd = believed(view->directory, name);
+    if (fd < 0)
+        return is_missing(errno) ? MISSING : NOTHING;
+    bool known = look(here, fd, "", how);
+    int error = errno;
+    close(fd);
+    if (!known)
+        return error == ESTALE ? OTHER : NOTHING;
+    if ((here->kind == MANIFEST_DIRECTORY) != (entry->kind == MANIFEST_DIRECTORY))
+        return OTHER;
+    if (entry->ino && here->ino != entry->ino && view_numbers_agree(view->directory))
+        return OTHER;
+    return SAME;
+}
+
+/* A belief that names another file, or none, after the server was asked about the directory. */
+static void cure(struct view *view, const char *name, const struct entry *entry, enum belief belief, bool strict)
+{
+    struct entry here;
+    if (view->changed > entry->ctime)
+        return;
+    if (belief == OTHER)
+        cure_present(view, name);
+    else if (!cure_missing(view, name)) {
+        unseen(view, entry, strict && view->changed < entry->ctime);
+        return;
+    }
+    view->healed++;
+    view->stale++;
+    belief = belief_about(view, name, entry, ASK, &here);
+    if (belief == MISSING || (belief == OTHER && here.ctime <= entry->ctime))
+        unseen(view, entry, strict);
+}
+
+/* The believed file is the entry's; is what is known of it as new? */
+static void freshen(struct view *view, const char *name, const struct entry *entry, struct entry *here, bool strict)
+{
+    if (entry->kind == MANIFEST_DIRECTORY || here->ctime > entry->ctime || same_numbers(here, entry))
+        return;
+    struct entry before = *here;
+    view->synced++;
+    enum belief belief = belief_about(view, name, entry, ASK, here);
+    view->stale += belief == SAME && !same_numbers(&before, here);
+    if (belief == SAME && here->ctime <= entry->ctime && !same_numbers(here, entry))
+        unseen(view, entry, strict);
+    if (belief == OTHER) {
+        ask_directory(view);
+        cure(view, name, entry, belief, strict);
+    }
+}
+
+/* Makes what is believed of a name agree with its entry. */
+static void agree_present(struct view *view, const char *name, const struct entry *entry, bool strict)
+{
+    struct entry here = {.ctime = 0};
+    enum belief belief = belief_about(view, name, entry, CACHED, &here);
+    /* A directory whose time is up answers EAGAIN too, and would keep its beliefs when nothing seems to have changed. */
+    if (belief != SAME && !view->asked && view->changed <= entry->ctime) {
+        enum belief before = belief;
+        ask_directory(view);
+        belief = belief_about(view, name, entry, CACHED, &here);
+        view->stale += before != NOTHING && before != belief;
+    }
+    if (belief == SAME)
+        freshen(view, name, entry, &here, strict);
+    else if (belief != NOTHING)
+        cure(view, name, entry, belief, strict);
+}
+
+static bool believed_present(struct view *view, const char *name)
+{
+    int fd = believed(view->directory, name);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+/* The same for a name that is gone. If the server still has it, it came back since. */
+static void agree_gone(struct view *view, const char *name)
+{
+    bool before = believed_present(view, name);
+    ask_directory(view);
+    bool present = believed_present(view, name);
+    if (present) {
+        cure_present(view, name);
+        present = believed_present(view, name);
+        view->healed += !present;
+    }
+    view->stale += before && !present;
+}
+
+/* ---- from paths to directories ---- */
+
+/* Copies a path's directory to `parent`, of MANIFEST_PATH_BYTES. Its last name, or NULL when it has none. */
+static const char *split(char *parent, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash || !slash[1] || slash - path >= MANIFEST_PATH_BYTES)
+        return NULL;
+    size_t size = slash == path ? 1 : (size_t)(slash - path);
+    memcpy(parent, path, size);
+    parent[size] = 0;
+    return slash + 1;
+}
+
+/* A directory that took another's place under the same path is another one. */
+static uint64_t identity_of(const char *path, uint64_t ino)
+{
+    uint64_t hash = 0xCBF29CE484222325u ^ ino;
+    for (; *path; path++)
+        hash = (hash ^ (unsigned char)*path) * 0x100000001B3u;
+    return hash;
+}
+
+static bool was_asked(const struct view *view, uint64_t identity)
+{
+    unsigned count = view->known_count < VIEW_KNOWN ? view->known_count : VIEW_KNOWN;
+    for (unsigned i = 0; i < count; i++)
+        if (view->known[i] == identity)
+            return true;
+    return false;
+}
+
+static bool keep_open(struct view *view, const char *path)
+{
+    struct entry here = {.ctime = 0};
+    int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    view_end(view);
+    view->directory = fd;
+    snprintf(view->directory_path, sizeof view->directory_path, "%s", path);
+    (void)look(&here, fd, "", CACHED);
+    view->changed = here.ctime;
+    view->identity = identity_of(path, here.ino);
+    view->asked = was_asked(view, view->identity);
+    return true;
+}
+
+/* Opens a directory. When it is not there for this host, its parents are made to agree that it is, top-down. */
+static bool reach(struct view *view, const char *path, const struct entry *entry, bool strict, int missing)
+{
+    if (view->directory >= 0 && strcmp(path, view->directory_path) == 0)
+        return true;
+    if (keep_open(view, path))
+        return true;
+    char parent[MANIFEST_PATH_BYTES];
+    if (!is_missing(errno) || missing >= MAX_MISSING)
+        return false;
+    const char *name = split(parent, path);
+    if (!name || !reach(view, parent, entry, strict, missing + 1))
+        return false;
+    struct entry wanted = {.kind = MANIFEST_DIRECTORY, .ctime = entry->ctime, .path = entry->path};
+    agree_present(view, name, &wanted, strict);
+    return keep_open(view, path);
+}
+
+/* The directory itself: is it the same one, and are its names as old as the entry's? */
+static void agree_directory(struct view *view, const struct entry *entry, bool strict)
+{
+    struct entry here;
+    if (!reach(view, entry->path, entry, strict, 0) || !look(&here, view->directory, "", CACHED))
+        return;
+    if (entry->ino && here.ino != entry->ino && view_numbers_agree(view->directory)) {
+        char parent[MANIFEST_PATH_BYTES];
+        const char *name = split(parent, entry->path);
+        if (name && reach(view, parent, entry, strict, 0))
+            agree_present(view, name, entry, strict);
+        if (!name || !keep_open(view, entry->path) || !look(&here, view->directory, "", CACHED))
+            return;
+    }
+    if (here.ctime < entry->ctime || (here.ctime == entry->ctime && here.mtime != entry->mtime))
+        view->stale += ask_directory(view);
+}
+
+static bool agree(struct view *view, const void *piece, size_t length, bool strict)
+{
+    struct entries rest = entries_of(piece, length);
+    struct entry entry;
+    char parent[MANIFEST_PATH_BYTES];
+    while (entries_next(&rest, &entry)) {
+        if (entry.kind == MANIFEST_READ)
+            continue;
+        view->checked++;
+        if (entry.kind == MANIFEST_DIRECTORY) {
+            agree_directory(view, &entry, strict);
+            continue;
+        }
+        const char *name = split(parent, entry.path);
+        if (!name || !reach(view, parent, &entry, strict && entry.kind == MANIFEST_FILE, 0))
+            continue;
+        if (entry.kind == MANIFEST_FILE)
+            agree_present(view, name, &entry, strict);
+        else
+            agree_gone(view, name);
+    }
+    return rest.at == rest.end;
+}
+
+bool view_apply(struct view *view, const void *piece, size_t length)
+{
+    return agree(view, piece, length, true);
+}
+
+bool view_compare(struct view *view, const void *piece, size_t length)
+{
+    return agree(view, piece, length, false);
+}
+
+/* ---- everything below a directory ---- */
+
+struct refresh {
+    struct view *view;
+    unsigned left;
+    dev_t device;
+};
+
+/* Has somebody else changed names in this directory? Its times alone do not tell: this host's own changes leave them old. */
+static void refresh_names(struct refresh *refresh, int fd)
+{
+    struct entry before, after;
+    struct stat st;
+    bool known = look(&before, fd, "", CACHED);
+    int old = believed(fd, canary);
+    if (old < 0 && errno == EAGAIN)
+        (void)!fstatat(fd, canary, &st, AT_SYMLINK_NOFOLLOW);
+    refresh->view->synced++;
+    if (!look(&after, fd, "", ASK) || !known || same_numbers(&before, &after))
+        return;
+    old = believed(fd, canary);
+    refresh->view->stale += old < 0 && errno == EAGAIN;
+}
+
+static void refresh_file(struct refresh *refresh, int directory, const char *name)
+{
+    struct entry before, after;
+    int fd = believed(directory, name);
+    if (fd < 0)
+        return;
+    refresh->view->checked++;
+    if (look(&before, fd, "", CACHED)) {
+        refresh->view->synced++;
+        bool there = look(&after, fd, "", ASK);
+        refresh->view->stale += !there || !same_numbers(&before, &after);
+    }
+    close(fd);
+}
+
+/* Closes the directory. */
+static void refresh_directory(struct refresh *refresh, int fd, int depth)
+{
+    struct stat st;
+    refresh_names(refresh, fd);
+    DIR *directory = fstat(fd, &st) == 0 && st.st_dev == refresh->device ? fdopendir(fd) : NULL;
+    if (!directory) {
+        close(fd);
+        return;
+    }
+    for (struct dirent *entry; refresh->left > 0 && (entry = readdir(directory));) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        refresh->left--;
+        int inner = -1;
+        if (depth > 0 && (entry->d_type == DT_DIR || entry->d_type == DT_UNKNOWN))
+            inner = openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        if (inner >= 0)
+            refresh_directory(refresh, inner, depth - 1);
+        else
+            refresh_file(refresh, fd, entry->d_name);
+    }
+    closedir(directory);
+}
+
+void view_refresh(struct view *view, const char *directory, unsigned most)
+{
+    struct stat st;
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0 && fstat(fd, &st) == 0 && !view_is_coherent(fd)) {
+        struct refresh refresh = {view, most, st.st_dev};
+        refresh_directory(&refresh, fd, MAX_DEPTH);
+    } else if (fd >= 0)
+        close(fd);
+}
