@@ -65,9 +65,14 @@ def missing(server: str = "") -> str:
 
 
 def run(
-    command: Sequence[str], shape: Shape = Shape(), *, binds: Sequence[Path] = (), timeout: float = 300.0, environment: Mapping[str, str] | None = None,
+    command: Sequence[str],
+    shape: Shape = Shape(),
+    *,
+    binds: Sequence[Path] = (),
+    timeout: float = 300.0,
+    environment: Mapping[str, str] | None = None,
     output: IO[str] | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Run a command in a fresh lab; its output is passed on as it comes. Returns its status, or TIME_IS_UP, or NO_LAB."""
     work = Path(tempfile.mkdtemp(prefix="dwrap-lab-"))
     try:
@@ -86,7 +91,8 @@ def _prepare(work: Path, command: Sequence[str], shape: Shape, binds: Sequence[P
     (work / "disk").touch()
     os.truncate(work / "disk", _bytes(shape.disk))
     subprocess.run([_program("mkfs.ext4"), "-q", "-F", "-m", "0", str(work / "disk")], check=True)
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(work / "xstate.so"), str(HERE / "xstate.c"), "-ldl"], check=True)
+    library = ["-D_GNU_SOURCE", "-shared", "-fPIC", "-o", str(work / "xstate.so")]
+    subprocess.run(["cc", "-O2", *library, str(HERE / "xstate.c"), "-ldl"], check=True)
     start = Path.cwd() if any(Path.cwd().is_relative_to(bind) for bind in binds) else Path("/srv")
     settings = {"SERVER": shape.server, "HOSTS": " ".join(shape.hosts), "SQUASH": str(int(shape.squash)), "START": str(start)}
     (work / "settings").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))

@@ -3,7 +3,6 @@
  * UML 6.1 sets a guest process's registers from a buffer of a fixed size, and the kernel of this machine refuses a state that is
  * shorter than the processor's. So what UML gives is laid over the whole state, as it was read just before. Where UML's
  * buffer is long enough nothing is changed. Knows one ptrace request; does not know UML. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
 #include <stdarg.h>
