@@ -259,6 +259,7 @@ class Broker:
             "HEARTBEAT": self._heartbeat,
             "LEAVING": lambda link, *_: happened(e.Leaving(link.peer)),
             "REJECT": lambda link, fields, _, __: happened(wire.rejected(link.peer, fields)),
+            "MANIFEST": lambda link, fields, bodies, frames: happened(wire.manifest(link.peer, fields, bodies, frames)),
             "RESULT": lambda link, fields, _, frames: happened(wire.finished(link.peer, fields, frames[1])),
         }
 

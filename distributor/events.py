@@ -8,9 +8,11 @@ the kernel's word (None: nobody vouches for it, and the operator allowed that wi
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar, dataclass_transform
+
+from dwrap.protocol.manifest import Entry
 
 Peer: TypeAlias = int
 Fact: TypeAlias = str | int | float | None
@@ -52,6 +54,8 @@ class JobSpec:
     priority: int = 0
     remote: bool = False
     identity: str = ""
+    agent: str = ""  #: the one agent that it asks for, by the label that every agent has
+    views: bool = False  #: it is submitted in a directory of which other hosts have a view of their own
 
 
 @_fact
@@ -71,6 +75,9 @@ class AgentSpec:
     tree: str = ""
     running: tuple[tuple[str, int], ...] = ()
     draining: bool = False
+    views: bool = False
+    mounts: tuple[str, ...] = ()
+    flaws: tuple[str, ...] = ()
 
 
 @_fact
@@ -115,7 +122,7 @@ class Explained:
 
 @_fact
 class Committed:
-    """GO. The payload (its fields, argv, env) goes to the agent as it is."""
+    """GO. The payload (its fields, argv, env, what its submitter saw) goes to the agent as it is."""
 
     peer: Peer
     job: str
@@ -168,6 +175,17 @@ class Finished:
 
 
 @_fact
+class ManifestTold:
+    """MANIFEST: what a host changed. `attempt` is 0 from a submitter, `job` is empty when an agent offers what it had told before."""
+
+    peer: Peer
+    job: str
+    attempt: int
+    entries: list[Entry]
+    frames: Sequence[bytes]
+
+
+@_fact
 class Disconnected:
     peer: Peer
 
@@ -194,6 +212,7 @@ Event: TypeAlias = (
     | Leaving
     | Rejected
     | Finished
+    | ManifestTold
     | Disconnected
     | DrainAsked
     | Tick
@@ -233,6 +252,7 @@ class Offer:
     peer: Peer
     job: str
     stamp: str
+    views: bool = False
 
 
 @_fact
@@ -242,6 +262,18 @@ class Assign:
     attempt: int
     uid: int
     payload: tuple[bytes, ...]
+    views: bool = False
+    journal: bytes = b""
+    behind: bool = False
+    burst: int = 0
+
+
+@_fact
+class ForwardManifest:
+    """An agent's MANIFEST, frames as they came."""
+
+    peer: Peer
+    frames: Sequence[bytes]
 
 
 @_fact
@@ -327,6 +359,7 @@ Action: TypeAlias = (
     | TellQueued
     | Offer
     | Assign
+    | ForwardManifest
     | DeliverResult
     | TellFailed
     | Welcome

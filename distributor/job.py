@@ -29,6 +29,7 @@ class Job:
         "assigned_at",
         "attempt",
         "avoid",
+        "burst",
         "expected_seconds",
         "homeless_since",
         "missed_offers",
@@ -41,7 +42,9 @@ class Job:
         "state",
         "submitted_at",
         "ticket",
+        "told",
         "uid",
+        "views",
     )
 
     def __init__(self, peer: Peer, uid: int | None, spec: JobSpec, submitted_at: float, expected_seconds: float) -> None:
@@ -62,6 +65,9 @@ class Job:
         self.settled_at = 0.0
         self.missed_offers = 0
         self.homeless_since: float | None = None  #: since when no agent at all may take it
+        self.views = False  #: somebody has a network file system: what it writes is recorded, what others wrote is told
+        self.burst = 0  #: which burst of its build it belongs to; 0 while nobody asks
+        self.told = 0  #: how many changes on its side the submitter has told
 
     @property
     def id(self) -> str:
@@ -70,6 +76,11 @@ class Job:
     @property
     def build(self) -> str:
         return self.spec.build
+
+    @property
+    def whose_build(self) -> tuple[int | None, str]:
+        """Its build, which nobody else's can be taken for."""
+        return self.uid, self.spec.build
 
     @property
     def weight(self) -> float:

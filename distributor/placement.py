@@ -18,6 +18,7 @@ from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
 from dwrap.distributor.events import AgentSpec, Load, Peer
+from dwrap.distributor.journal import NEVER
 from dwrap.distributor.policy import Pool, pool_of
 
 SHORT_OF_MEMORY_BYTES = 256 * 1024 * 1024
@@ -35,6 +36,7 @@ class Agent:
         "jobs",
         "lease_until",
         "load",
+        "mark",
         "peer",
         "pool",
         "spec",
@@ -60,6 +62,7 @@ class Agent:
         self.heard_at = 0.0
         self.lease_until = 0.0
         self.version = 0
+        self.mark = NEVER  #: how far it was told what others changed
 
     @property
     def name(self) -> str:
@@ -129,12 +132,18 @@ class Placement:
 
     def __init__(self) -> None:
         self._groups: dict[Pool, _Group] = {}
+        self._named: dict[str, Agent] = {}
         self._turns = itertools.count(1)
 
     @property
-    def pools(self) -> Iterable[Pool]:
+    def pools(self) -> Collection[Pool]:
         """The pools that have a serving agent."""
         return self._groups.keys()
+
+    def pools_of(self, name: str) -> Collection[Pool]:
+        """The pool that the serving agent of this name is in, if there is one."""
+        agent = self._named.get(name)
+        return (agent.pool,) if agent else ()
 
     def gave(self, agent: Agent) -> None:
         """The agent was given a job: among equals it comes last now."""
@@ -151,6 +160,7 @@ class Placement:
         if group is None:
             group = self._groups[agent.pool] = _Group()
         group.agents.add(agent)
+        self._named[agent.name] = agent
         group.push(agent)
         return is_new
 
@@ -161,13 +171,17 @@ class Placement:
         if group is None or agent not in group.agents:
             return False
         group.agents.remove(agent)
+        del self._named[agent.name]
         if group.agents:
             return False
         del self._groups[agent.pool]
         return True
 
-    def best(self, pools: Iterable[Pool], avoid: Collection[str] = ()) -> Agent | None:
-        """The least loaded agent of these pools that has a free slot and whose name is not to be avoided, or None."""
+    def best(self, pools: Collection[Pool], avoid: Collection[str] = (), only: str = "") -> Agent | None:
+        """The least loaded agent of these pools that has a free slot and whose name is not to be avoided (and is `only`), or None."""
+        if only:
+            agent = self._named.get(only)
+            return agent if agent and agent.pool in pools and agent.has_room and only not in avoid else None
         found: _Entry | None = None
         for pool in pools:
             group = self._groups.get(pool)
@@ -180,8 +194,10 @@ class Placement:
         """How many serving agents these pools have."""
         return sum(len(self._groups[pool].agents) for pool in pools if pool in self._groups)
 
-    def are_all_among(self, pools: Collection[Pool], names: Collection[str]) -> bool:
-        """Whether each serving agent of these pools has one of the names. Names are unique, so mostly the numbers tell."""
+    def are_all_among(self, pools: Collection[Pool], names: Collection[str], only: str = "") -> bool:
+        """Whether each serving agent of these pools (that is `only`) has one of the names. Names are unique: mostly the numbers tell."""
+        if only:
+            return only in names
         if self.count(pools) > len(names):
             return False
         return all(agent.name in names for pool in pools if pool in self._groups for agent in self._groups[pool].agents)

@@ -10,10 +10,12 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dwrap.distributor.events import ANY_UID, AgentSpec, JobSpec
 from dwrap.protocol.rules import image_prefixes
+
+AGENT_LABEL: Final = "agent="  # every agent has it, with its own name; none may claim it
 
 
 class Pool(NamedTuple):
@@ -45,7 +47,7 @@ class Verdict:
 
 
 def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool]) -> Verdict:
-    """Which of these pools may take the job."""
+    """Which of these pools may take the job. For one that asks for an agent by name they are that agent's."""
     able: list[Pool] = []
     elsewhere = unlike = unserved = ""
     for pool in pools:
@@ -62,7 +64,9 @@ def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool]) -> Verdict:
     if elsewhere:
         return Verdict((), "HERE", elsewhere)
     if unlike:
-        return Verdict((), "REFUSED" if spec.labels else "UNAVAILABLE", unlike)
+        return Verdict((), "REFUSED" if spec.labels or spec.agent else "UNAVAILABLE", unlike)
+    if spec.agent and not unserved:
+        return Verdict((), "REFUSED", f"no agent has the label {AGENT_LABEL}{spec.agent}")
     return Verdict((), "UNAVAILABLE", unserved or "no agent is connected; start one with dwrap-agent")
 
 

@@ -22,6 +22,12 @@ HISTORY_JOBS: Final = 4_096
 MAX_REASONS: Final = 256
 ENDS: Final = frozenset({"done", "here", "unavailable", "refused", "failed", "cancelled"})
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_TIMES: Final = (("queued", "queued_ms"), ("made sure of its view", "revalidate_ms"), ("ran", "run_ms"), ("flushed", "flush_ms"))
+_CORRECTED: Final = {
+    "stale": "Names of the shared tree that an agent had wrong when a job came",
+    "reran": "Jobs that failed while their agent's view was stale and ran again",
+    "escaped": "Files that jobs left outside the shared roots",
+}
 
 Entry = dict[str, Any]
 
@@ -90,6 +96,12 @@ class History:
             "flush_ms": None,
             "tree": "",
             "outputs": "",
+            "outputs_why": "",
+            "stale": 0,
+            "reran": 0,
+            "escaped": 0,
+            "escaped_path": "",
+            "revalidate_ms": None,
         }
         self._jobs[record.job] = entry
         self._jobs.move_to_end(record.job)
@@ -109,8 +121,7 @@ class History:
 def explain(entry: Entry) -> list[str]:
     """A job's story in lines for people: where it ran, why there, how long each part took."""
     command, outcome, agent = entry["command"], entry["outcome"], entry["agent"]
-    times = [f"{word} {entry[key]} ms" for word, key in (("queued", "queued_ms"), ("ran", "run_ms"), ("flushed", "flush_ms"))
-             if entry[key] is not None]  # fmt: skip
+    times = [f"{word} {entry[key]} ms" for word, key in _TIMES if entry[key] is not None]
     first = {
         "done": f"{command} ran on {agent}",
         "here": f"{command} ran where it was submitted: {entry['reason']}",
@@ -128,7 +139,19 @@ def explain(entry: Entry) -> list[str]:
     lines.append(f"job {entry['job']}, attempt {entry['attempt']}, uid {entry['uid']}, build {entry['build']}")
     lines.append(f"in {entry['cwd']} on {entry['host'] or 'an unnamed host'}")
     if entry["tree"]:
-        lines.append(f"its processes were held by {entry['tree']}; its outputs on disk are {entry['outputs'] or 'not accounted for'}")
+        why = f" ({entry['outputs_why']})" if entry["outputs_why"] else ""
+        lines.append(f"its processes were held by {entry['tree']}; its outputs on disk are {entry['outputs'] or 'not accounted for'}{why}")
+    return lines + _views(entry)
+
+
+def _views(entry: Entry) -> list[str]:
+    """What there is to say of views of the shared tree."""
+    lines: list[str] = []
+    if entry["stale"]:
+        again = "; it failed at first and ran again" if entry["reran"] else ""
+        lines.append(f"{entry['agent']} had {entry['stale']} names of the shared tree wrong and corrected them{again}")
+    if entry["escaped"]:
+        lines.append(f"it left {entry['escaped']} files on {entry['agent']} that no other host sees, the first {entry['escaped_path']}")
     return lines
 
 
@@ -159,6 +182,7 @@ class Metrics:
         self._unexpected: Tally[str] = Tally()
         self._queued = _Times()
         self._ran = _Times()
+        self._corrected = dict.fromkeys(_CORRECTED, 0)
         self.registry.register(self)
 
     def fold(self, record: Record) -> None:
@@ -170,6 +194,8 @@ class Metrics:
             self._ends[what] += 1
             if what == "done" and "run_ms" in record.facts:
                 self._ran.observe(record.facts["run_ms"])
+            for name in self._corrected:
+                self._corrected[name] += int(record.facts.get(name) or 0)
 
     def unexpected(self, what: str) -> None:
         """Counts a message that was dropped. `what` is one of our own words, never a peer's."""
@@ -179,6 +205,8 @@ class Metrics:
         """The seam of prometheus_client: every metric as it is now."""
         yield _counts("dwrap_jobs", "Jobs that have ended, by how", "outcome", self._ends)
         yield _counts("dwrap_unexpected_messages", "Messages that did not fit the state they met", "what", self._unexpected)
+        for name, text in _CORRECTED.items():
+            yield CounterMetricFamily(f"dwrap_{name}", text, value=self._corrected[name])
         yield self._queued.family("dwrap_queue_seconds", "From submission to assignment")
         yield self._ran.family("dwrap_run_seconds", "Run time of commands on agents")
         for name, value in self._now().items():

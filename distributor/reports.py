@@ -73,6 +73,7 @@ class Reports:
             "slots": int(gauges["slots"]),
             "queued": int(gauges["queued_jobs"]),
             "running": int(gauges["running_jobs"]),
+            "journal": {"directories": int(gauges["journal_directories"]), "bytes": int(gauges["journal_bytes"])},
             "totals": dict(self._history.totals),
             "here_by_reason": dict(self._history.here_reasons),
         }
@@ -93,6 +94,8 @@ class Reports:
             "assigned_slots": sum(len(agent.jobs) for agent in self._scheduler.agents.values()),
             "queued_jobs": self._scheduler.waiting,
             "running_jobs": running,
+            "journal_directories": len(self._scheduler.journal),
+            "journal_bytes": self._scheduler.journal.size,
         }
 
 
@@ -119,4 +122,7 @@ def _shown(agent: Agent) -> dict[str, Any]:
         "roots": list(spec.roots),
         "identity": spec.identity,
         "tree": spec.tree,
+        "views": spec.views,
+        "mounts": list(spec.mounts),
+        "flaws": list(spec.flaws),
     }

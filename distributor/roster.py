@@ -23,6 +23,7 @@ class Roster:
     def __init__(self) -> None:
         self.by_peer: dict[Peer, Agent] = {}
         self._by_name: dict[str, Agent] = {}
+        self.with_views = 0  #: how many have a network file system under their roots
 
     def named(self, name: str) -> Agent | None:
         """The agent of that name, or None."""
@@ -49,11 +50,13 @@ class Roster:
         agent.heard_at = now
         agent.lease_until = now + LEASE_SECONDS
         self.by_peer[event.peer] = self._by_name[event.spec.name] = agent
+        self.with_views += agent.spec.views
         return agent
 
     def rename(self, agent: Agent, spec: e.AgentSpec) -> None:
         """An agent says anew what it is."""
         del self._by_name[agent.name]
+        self.with_views += spec.views - agent.spec.views
         agent.spec, agent.pool, agent.draining = spec, pool_of(spec), spec.draining
         self._by_name[spec.name] = agent
 
@@ -67,6 +70,7 @@ class Roster:
     def remove(self, agent: Agent) -> None:
         """The agent is lost."""
         del self.by_peer[agent.peer]
+        self.with_views -= agent.spec.views
         del self._by_name[agent.name]
 
 

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dwrap.distributor import events as e
+from dwrap.distributor.bursts import Bursts
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
+from dwrap.distributor.journal import Journal
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import judge
 from dwrap.distributor.roster import Roster, dead_at
 from dwrap.distributor.timers import Timers
 from dwrap.distributor.waiting import WaitingRoom
@@ -31,6 +32,7 @@ NO_AGENT_SECONDS: Final = 10.0
 UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_JOBS: Final = 100_000
+MAX_TOLD: Final = 4_096  # changes that one submitter may tell for one job
 
 
 def expect_nothing(_: e.JobSpec) -> float:
@@ -45,6 +47,8 @@ class Scheduler:
         self.jobs: dict[str, Job] = {}
         self._roster = Roster()
         self.agents = self._roster.by_peer
+        self.journal = Journal()
+        self._bursts = Bursts()
         self._secret = secret
         self._expect = expect
         self._submitters: dict[Peer, set[str]] = {}
@@ -64,6 +68,7 @@ class Scheduler:
             e.Leaving: self._leaving,
             e.Rejected: self._rejection,
             e.Finished: self._finished,
+            e.ManifestTold: self._told,
             e.Disconnected: self._disconnected,
             e.DrainAsked: self._drain_asked,
             e.Tick: lambda _: None,
@@ -115,6 +120,7 @@ class Scheduler:
         facts: dict[str, e.Fact] = {"uid": event.uid, "build": spec.build, "command": spec.command, "cwd": spec.cwd}
         facts.update(host=spec.host, pid=spec.pid, priority=spec.priority)
         self._record(job, "submitted", facts)
+        self._see_views(job)
         ahead = self.waiting
         self._admit(job)
         self._place()
@@ -122,8 +128,7 @@ class Scheduler:
             self._act(e.TellQueued(event.peer, spec.job, ahead))
 
     def _explained(self, event: e.Explained) -> None:
-        verdict = judge(event.spec, event.uid, self._placement.pools)
-        self._act(e.TellExplained(event.peer, event.spec.job, *self._room.foresee(verdict)))
+        self._act(e.TellExplained(event.peer, event.spec.job, *self._room.foresee(event.spec, event.uid)))
 
     def _committed(self, event: e.Committed) -> None:
         job = self.jobs.get(event.job)
@@ -223,6 +228,8 @@ class Scheduler:
         self._roster.remove(agent)
         self._record_agent(agent, "left", reason)
         pool_has_gone = self._placement.remove(agent)
+        if any(self.jobs[job_id].state is JobState.ASSIGNED for job_id in agent.jobs):
+            self.journal.forget_all_marks()
         for job_id in sorted(agent.jobs):
             job = self.jobs[job_id]
             if job.state is JobState.OFFERED:
@@ -246,6 +253,8 @@ class Scheduler:
 
     def _finished(self, event: e.Finished) -> None:
         job = self.held_by(event.peer, event.job, event.attempt)
+        if event.outcome.error == "infrastructure" and event.peer in self.agents:
+            self.journal.forget_all_marks()  # what it had written by then nobody has told
         if job is None or job.agent is None:
             if event.peer not in self.agents:
                 return self._act(e.Unexpected("result"))
@@ -270,21 +279,45 @@ class Scheduler:
         for job_id in sorted(self._submitters.pop(event.peer, ())):
             self._submitter_gone(self.jobs[job_id])
 
+    # ---- what changed on the shared trees ----
+
+    def _see_views(self, job: Job) -> None:
+        """A job has views as soon as its submitter or any agent has a network file system."""
+        if not job.views and (job.spec.views or self._roster.with_views):
+            job.views = True
+            job.burst = self._bursts.begin(job.whose_build, self._now)
+
+    def _told(self, event: e.ManifestTold) -> None:
+        agent = self.agents.get(event.peer)
+        if agent is not None and agent.trusted:  # also of a job that is no longer its own: it did write this
+            self.journal.add(agent.peer, event.entries)
+            job = self.held_by(agent.peer, event.job, event.attempt)
+            if job is not None and job.peer is not None:
+                self._act(e.ForwardManifest(job.peer, event.frames))
+            return
+        job = self.jobs.get(event.job)
+        if job is None or job.peer != event.peer or job.state not in (JobState.QUEUED, JobState.OFFERED):
+            return self._act(e.Unexpected("manifest"))
+        job.told += len(event.entries)
+        if job.told > MAX_TOLD:
+            return self._act(e.Unexpected("manifest"))
+        self.journal.add(None, event.entries)
+
     # ---- placing ----
 
     def _admit(self, job: Job) -> None:
         """Puts a QUEUED job where it is to wait, or answers it at once."""
         self._room.step_out(job)
-        verdict = judge(job.spec, job.uid, self._placement.pools)
-        if verdict.pools and job.avoid:
-            self._room.rejected[job.id] = job
+        verdict = self._room.judge(job.spec, job.uid)
+        if verdict.pools and (job.avoid or job.spec.agent):
+            self._room.choosy[job.id] = job
         elif verdict.pools:
             job.homeless_since = None
             self._room.enqueue(job, verdict.pools)
         elif verdict.verb == "HERE":
             self._answer(job, verdict.verb, verdict.reason)
         else:
-            self._room.homeless[job.id] = job
+            self._room.make_homeless(job)
             if job.homeless_since is None:
                 job.homeless_since = self._now
                 self._timers.at(self._now + NO_AGENT_SECONDS, self._homeless_due, job, self._now)
@@ -298,20 +331,20 @@ class Scheduler:
     def _place(self) -> None:
         if not len(self._room):
             return
-        if self._room.rejected:
-            self._place_rejected()
+        if self._room.choosy:
+            self._place_choosy()
         while (chosen := self._room.take_next()) is not None:
             self._offer(*chosen)
 
-    def _place_rejected(self) -> None:
-        for job in list(self._room.rejected.values()):
-            verdict = judge(job.spec, job.uid, self._placement.pools)
-            agent = self._placement.best(verdict.pools, job.avoid)
+    def _place_choosy(self) -> None:
+        for job in list(self._room.choosy.values()):
+            verdict = self._room.judge(job.spec, job.uid)
+            agent = self._placement.best(verdict.pools, job.avoid, job.spec.agent)
             if agent is not None:
                 self._offer(job, agent)
             elif not verdict.pools:
                 self._admit(job)
-            elif self._placement.are_all_among(verdict.pools, job.avoid):
+            elif self._placement.are_all_among(verdict.pools, job.avoid, job.spec.agent):
                 self._fail(job, f"every agent that may take it has refused it: {', '.join(job.avoid)}", safe=True)
 
     def _offer(self, job: Job, agent: Agent) -> None:
@@ -322,7 +355,8 @@ class Scheduler:
         self._hold(job, agent)
         self._move(job, JobState.OFFERED, "offered", {"agent": agent.name})
         self._timers.at(self._now + OFFER_SECONDS, self._offer_due, job, job.stamp)
-        self._act(e.Offer(job.peer, job.id, job.stamp))
+        self._see_views(job)
+        self._act(e.Offer(job.peer, job.id, job.stamp, job.views))
 
     def _offer_due(self, job: Job, stamp: str) -> None:
         if job.state is not JobState.OFFERED or job.stamp != stamp:
@@ -347,7 +381,10 @@ class Scheduler:
         job.assigned_at = self._now
         facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self._now - job.submitted_at))}
         self._move(job, JobState.ASSIGNED, "assigned", facts)
-        self._act(e.Assign(agent.peer, job.spec, job.attempt, uid, payload))
+        journal, behind = b"", False
+        if job.views:
+            agent.mark, journal, behind = self.journal.since(agent.mark, agent.peer)
+        self._act(e.Assign(agent.peer, job.spec, job.attempt, uid, payload, job.views, journal, behind, job.burst))
 
     # ---- transitions ----
 
@@ -368,6 +405,8 @@ class Scheduler:
         """The end of a job. One whose RESULT is on its way to a submitter is kept until that has acknowledged it."""
         self._release(job, forget=what != "done")
         job.settled_at = self._now
+        if job.burst:
+            self._bursts.end(job.whose_build, self._now)
         self._move(job, JobState.SETTLED, what, facts)
         if what == "done":
             self._unacknowledged[job.id] = job
@@ -421,10 +460,12 @@ class Scheduler:
     def _agent_changed(self, agent: Agent) -> None:
         if self._placement.update(agent):
             self._readmit_all()
+        for job in self._room.awaiting(agent.name):
+            self._admit(job)
 
     def _homeless_due(self, job: Job, since: float) -> None:
         if job.homeless_since == since and job.id in self._room.homeless:
-            verdict = judge(job.spec, job.uid, self._placement.pools)
+            verdict = self._room.judge(job.spec, job.uid)
             self._answer(job, verdict.verb, f"{verdict.reason} (waited {NO_AGENT_SECONDS:.0f} s)")
 
     def _run_timers(self) -> None:

@@ -1,7 +1,7 @@
 """The waiting room: where each QUEUED job stands, and which job and agent are next.
 
-A job stands in the fair queue of the pools that may take it; or it is homeless (no agent may take it); or it was rejected
-and looks for an agent that has not rejected it yet; or it stands aside, in none of these, until its submitter is heard.
+A job stands in the fair queue of the pools that may take it; or it is homeless (no agent may take it); or it is choosy (it asks
+for one agent, or some have rejected it); or it stands aside, in none of these, until its submitter is heard.
 Knows queues and placement. Does not know what made a job wait, or what is told to anyone.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 
+from dwrap.distributor.events import JobSpec
 from dwrap.distributor.job import Job
 from dwrap.distributor.placement import Agent, Placement
-from dwrap.distributor.policy import Pool, Verdict
+from dwrap.distributor.policy import Pool, Verdict, judge
 from dwrap.distributor.queue import FairQueue, Shares
 
 _MAX_IDLE_QUEUES = 32
@@ -22,7 +23,8 @@ class WaitingRoom:
 
     def __init__(self, placement: Placement) -> None:
         self.homeless: dict[str, Job] = {}
-        self.rejected: dict[str, Job] = {}
+        self.choosy: dict[str, Job] = {}
+        self._awaiting: dict[str, Job] = {}  # the homeless that ask for one agent
         self._placement = placement
         self._serials = itertools.count(1)
         self._shares = Shares()
@@ -30,11 +32,25 @@ class WaitingRoom:
         self._queued = 0  # how many stand in them
 
     def __len__(self) -> int:
-        return self._queued + len(self.homeless) + len(self.rejected)
+        return self._queued + len(self.homeless) + len(self.choosy)
 
     def is_aside(self, job: Job) -> bool:
         """Whether a QUEUED job stands aside."""
-        return job.queue is None and job.id not in self.homeless and job.id not in self.rejected
+        return job.queue is None and job.id not in self.homeless and job.id not in self.choosy
+
+    def judge(self, spec: JobSpec, uid: int | None) -> Verdict:
+        """Which pools may take such a job now."""
+        return judge(spec, uid, self._placement.pools_of(spec.agent) if spec.agent else self._placement.pools)
+
+    def make_homeless(self, job: Job) -> None:
+        """No agent may take a job that stands aside."""
+        self.homeless[job.id] = job
+        if job.spec.agent:
+            self._awaiting[job.id] = job
+
+    def awaiting(self, agent: str) -> list[Job]:
+        """The homeless jobs that ask for this agent."""
+        return [job for job in self._awaiting.values() if job.spec.agent == agent]
 
     def enqueue(self, job: Job, pools: tuple[Pool, ...]) -> None:
         """Puts a job that stands aside into the queue of these pools."""
@@ -53,9 +69,10 @@ class WaitingRoom:
             job.queue.remove(job)
             self._queued -= 1
             job.queue = None
-        elif self.homeless or self.rejected:
+        elif self.homeless or self.choosy:
             self.homeless.pop(job.id, None)
-            self.rejected.pop(job.id, None)
+            self._awaiting.pop(job.id, None)
+            self.choosy.pop(job.id, None)
 
     def unsettled(self) -> list[Job]:
         """Every job whose place depends on which pools there are."""
@@ -65,10 +82,11 @@ class WaitingRoom:
         """Drops the queues in which nobody stands."""
         self._queues = {pools: queue for pools, queue in self._queues.items() if len(queue)}
 
-    def foresee(self, verdict: Verdict) -> tuple[str, str, str]:
-        """Where a job would go now: `where` (PROTOCOL.md, EXPLAINED), the name of the agent if to one, and why."""
-        agent = self._placement.best(verdict.pools)
-        able = self._placement.count(verdict.pools)
+    def foresee(self, spec: JobSpec, uid: int | None) -> tuple[str, str, str]:
+        """Where such a job would go now: `where` (PROTOCOL.md, EXPLAINED), the name of the agent if to one, and why."""
+        verdict = self.judge(spec, uid)
+        agent = self._placement.best(verdict.pools, only=spec.agent)
+        able = 1 if spec.agent else self._placement.count(verdict.pools)
         if not verdict.pools:
             return "here" if verdict.verb == "HERE" else "nowhere", "", verdict.reason
         if agent is None:

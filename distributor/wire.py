@@ -10,13 +10,16 @@ from typing import Any, Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import Fact, Peer
+from dwrap.distributor.policy import AGENT_LABEL
 from dwrap.distributor.roster import LEASE_SECONDS
+from dwrap.protocol.manifest import MAX_PIECE_BYTES, MAX_SEEN_BYTES, parse
 from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, encode, encode_fields, one_line
 
 LEASE_MS: Final = round(LEASE_SECONDS * 1_000)
 MAX_PRIORITY: Final = 8
 MAX_SLOTS: Final = 4_096
 MAX_TEXT: Final = 256
+MAX_LINES: Final = 64  # of one kind in REGISTER
 _NUMBERS: Final = (
     "stdin_taken",
     "stdout_bytes",
@@ -27,7 +30,12 @@ _NUMBERS: Final = (
     "system_ms",
     "max_rss_bytes",
     "outputs_count",
+    "revalidate_ms",
+    "stale",
+    "reran",
+    "escaped",
 )
+_TEXTS: Final = ("outputs_why", "escaped_path")
 _ERRORS: Final = frozenset({"not_found", "not_executable", "cwd", "infrastructure"})
 
 
@@ -40,6 +48,8 @@ def job_spec(fields: Fields) -> e.JobSpec:
     priority = fields.signed("priority")
     if abs(priority) > MAX_PRIORITY:
         raise ProtocolError("field priority is not between -8 and 8")
+    labels = fields.texts("label")
+    agent = _one_agent(labels) if labels else ""
     return e.JobSpec(
         job=fields.name("job"),
         cwd=cwd,
@@ -48,11 +58,21 @@ def job_spec(fields: Fields) -> e.JobSpec:
         host=fields.text("host")[:MAX_TEXT],
         pid=fields.number("pid", 0),
         paths=fields.texts("path"),
-        labels=fields.texts("label"),
+        labels=tuple(label for label in labels if not label.startswith(AGENT_LABEL)) if agent else labels,
         priority=priority,
         remote=fields.flag("remote"),
         identity=fields.text("identity"),
+        agent=agent,
+        views=fields.flag("views"),
     )
+
+
+def _one_agent(labels: tuple[str, ...]) -> str:
+    """The agent that these labels ask for, or an empty string. Raises ProtocolError when they ask for two."""
+    names = {label.removeprefix(AGENT_LABEL) for label in labels if label.startswith(AGENT_LABEL)}
+    if len(names) > 1 or "" in names:
+        raise ProtocolError("a job may ask for one agent, with the label agent=NAME")
+    return names.pop() if names else ""
 
 
 def submit(peer: Peer, uid: int | None, fields: Fields) -> e.Event:
@@ -63,9 +83,20 @@ def submit(peer: Peer, uid: int | None, fields: Fields) -> e.Event:
 
 def go(peer: Peer, fields: Fields, bodies: Sequence[bytes], raw_fields: bytes) -> e.Committed:
     """GO. Raises ProtocolError."""
-    if len(bodies) != 2 or not bodies[0] or bodies[0][-1]:
-        raise ProtocolError("GO needs two bodies: argv (one string at least) and env")
-    return e.Committed(peer, fields.name("job"), fields.name("stamp"), (raw_fields, *bodies))
+    if not 2 <= len(bodies) <= 3 or not bodies[0] or bodies[0][-1]:
+        raise ProtocolError("GO needs two bodies, argv (one string at least) and env, or a third of entries")
+    seen = bodies[2] if len(bodies) == 3 else b""
+    if len(seen) > MAX_SEEN_BYTES or (seen and seen[-1]):
+        raise ProtocolError("the entries in GO are too many or malformed")
+    return e.Committed(peer, fields.name("job"), fields.name("stamp"), (raw_fields, bodies[0], bodies[1], seen))
+
+
+def manifest(peer: Peer, fields: Fields, bodies: Sequence[bytes], frames: Sequence[bytes]) -> e.ManifestTold:
+    """MANIFEST. Raises ProtocolError."""
+    if len(bodies) != 1 or len(bodies[0]) > MAX_PIECE_BYTES:
+        raise ProtocolError("MANIFEST needs one body of at most 32 KiB")
+    job = "" if fields.flag("offer") else fields.name("job")
+    return e.ManifestTold(peer, job, fields.number("attempt", 0), parse(bodies[0]), frames)
 
 
 def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
@@ -78,12 +109,15 @@ def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
     if not roots or not all(root.startswith("/") for root in roots):
         raise ProtocolError("field root is missing or is not an absolute path")
     serves = fields.need("serves")
+    labels = frozenset(fields.texts("label"))
+    if any(label.startswith(AGENT_LABEL) for label in labels):
+        raise ProtocolError("the label agent= is given by the agent's name and cannot be claimed")
     spec = e.AgentSpec(
         name=fields.name("name"),
         slots=slots,
         roots=roots,
         serves=e.ANY_UID if serves == b"any" else fields.number("serves"),
-        labels=frozenset(fields.texts("label")),
+        labels=labels,
         identity=fields.text("identity")[:MAX_TEXT],
         allow_root=fields.flag("allow_root"),
         host=fields.text("host")[:MAX_TEXT],
@@ -92,6 +126,9 @@ def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
         tree=fields.text("tree")[:MAX_TEXT],
         running=tuple(_attempt(value) for value in fields.texts("running")),
         draining=fields.flag("draining"),
+        views=fields.flag("views"),
+        mounts=_lines(fields, "mount"),
+        flaws=_lines(fields, "flaw"),
     )
     return e.Registered(peer, uid, spec)
 
@@ -122,6 +159,7 @@ def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:
     facts: dict[str, Fact] = {name: fields.number(name) for name in _NUMBERS if given(name) is not None}
     facts["tree"] = fields.text("tree")[:MAX_TEXT]
     facts["outputs"] = fields.text("outputs")[:MAX_TEXT]
+    facts.update({name: one_line(fields.text(name)) for name in _TEXTS if given(name) is not None})
     status = None if error else fields.number("status")
     outcome = e.Outcome(status, error, one_line(fields.text("reason")), facts)
     return e.Finished(peer, fields.name("job"), fields.number("attempt"), outcome, raw_fields)
@@ -138,6 +176,10 @@ def _check_version(fields: Fields) -> None:
         raise ProtocolError(f"this distributor speaks version {VERSION} of the protocol")
 
 
+def _lines(fields: Fields, key: str) -> tuple[str, ...]:
+    return tuple(map(one_line, fields.texts(key)[:MAX_LINES]))
+
+
 def _attempt(text: str) -> tuple[str, int]:
     job, _, number = text.rpartition(":")
     if not job or not number.isdecimal() or len(number) > 18:
@@ -151,7 +193,17 @@ def _assign(action: e.Assign, epoch: int) -> list[bytes]:
     pairs += [("cwd", spec.cwd), ("build", spec.build)]
     if spec.paths:
         pairs += [("path", path) for path in spec.paths]
-    return encode("ASSIGN", pairs, *action.payload)
+    if action.views:
+        pairs += [("views", 1), ("burst", action.burst)]
+    if action.behind:
+        pairs.append(("behind", 1))
+    payload = action.payload if len(action.payload) > 3 else (*action.payload, b"")
+    return encode("ASSIGN", pairs, *payload, action.journal)
+
+
+def _offer(action: e.Offer, _: int) -> list[bytes]:
+    views = b"views=1\0" if action.views else b""
+    return [b"OFFER", b"job=%b\0stamp=%b\0%b" % (action.job.encode(), action.stamp.encode(), views)]
 
 
 def _result(action: e.DeliverResult, _: int) -> list[bytes]:
@@ -165,7 +217,8 @@ MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
         "EXPLAINED", [("job", a.job), ("where", a.where), ("agent", a.agent), ("reason", one_line(a.reason))]
     ),
     e.TellQueued: lambda a, _: encode("QUEUED", [("job", a.job), ("ahead", a.ahead)]),
-    e.Offer: lambda a, _: [b"OFFER", b"job=%b\0stamp=%b\0" % (a.job.encode(), a.stamp.encode())],
+    e.Offer: _offer,
+    e.ForwardManifest: lambda a, _: list(a.frames),
     e.Assign: _assign,
     e.DeliverResult: _result,
     e.TellFailed: lambda a, _: encode("FAILED", [("job", a.job), ("reason", one_line(a.reason)), ("safe", int(a.safe))]),

@@ -99,6 +99,9 @@ class House:
         assert agent.hear("ASSIGN").text("job") == job
         return peer, job
 
+    def ask_jobs(self, peer: Peer) -> Any:
+        return peer.ask(what="jobs")["jobs"]
+
     def metrics(self) -> str:
         text: bytes = self.broker.ask(self.reports.metrics_text)
         return text.decode()
@@ -126,12 +129,13 @@ def test_a_job_goes_all_the_way(house: House, carrier: int) -> None:
     agent = house.agent(address=address)
     peer, job, stamp = house.offered(address, path=["/usr/include", b"/odd/\xff\xfe"])
     peer.say("GO", b"cc\0-c\0\xff\0", b"A=\xfe\0", job=job, stamp=stamp, umask="022", unknown="kept")
-    verb, ours, theirs, argv, env = agent.frames()
+    verb, ours, theirs, argv, env, seen, journal = agent.frames()
     own = decode_fields(ours)
     assert (verb, own.text("job"), own.number("attempt"), own.number("uid"), own.number("epoch")) == (b"ASSIGN", job, 1, os.getuid(), 42)
     assert own.all("path") == [b"/usr/include", b"/odd/\xff\xfe"]
     assert decode_fields(theirs).text("unknown") == "kept"
-    assert (argv, env) == (b"cc\0-c\0\xff\0", b"A=\xfe\0")
+    assert (argv, env, seen, journal) == (b"cc\0-c\0\xff\0", b"A=\xfe\0", b"", b"")
+    assert not own.flag("views"), "nobody has a network file system"
     agent.say("RESULT", job=job, attempt=1, status=256, run_ms=5)
     result = peer.frames()
     assert result[0] == b"RESULT"
@@ -140,6 +144,46 @@ def test_a_job_goes_all_the_way(house: House, carrier: int) -> None:
     assert agent.has_nothing(peer), "the agent is to keep the result until its submitter has it"
     peer.say("ACK", job=job)
     assert agent.hear("ACK").number("attempt") == 1
+
+
+WRITTEN = b"D 1 4096 5 5 /srv\0F 7 12 6 6 /srv/a.o\0"
+
+
+def test_what_one_agent_wrote_its_submitter_and_the_other_agents_are_told(house: House) -> None:
+    one = house.agent("a1", views=1, slots=1, mount="/srv nfs4 s:/x rw", flaw="s: slow")
+    desk, job, stamp = house.offered()
+    desk.say("GO", b"cc\0", b"", b"D 9 0 1 1 /srv\0", job=job, stamp=stamp)
+    frames = one.frames()
+    own = decode_fields(frames[1])
+    assert (own.flag("views"), own.flag("behind"), own.number("burst")) == (True, True, 1)
+    assert frames[5:] == [b"D 9 0 1 1 /srv\0", b""]
+    one.say("MANIFEST", WRITTEN, job=job, attempt=1)
+    assert desk.frames()[2] == WRITTEN
+    one.say("RESULT", job=job, attempt=1, status=0, outputs="exact", stale=2, reran=1, escaped=3, escaped_path="/var/x", revalidate_ms=4)
+    desk.hear("RESULT")
+    desk.say("ACK", job=job)
+    one.hear("ACK")
+    other = house.agent("a2", slots=1)
+    desk, job, stamp = house.offered(label=["agent=a2"])
+    desk.say("GO", b"cc\0", b"", job=job, stamp=stamp)
+    assert other.frames()[6] == WRITTEN
+    other.say("MANIFEST", b"F 8 1 1 1 /srv/b.o\0", offer=1)
+    [record] = [record for record in house.ask_jobs(desk) if record["agent"] == "a1"]
+    assert (record["stale"], record["reran"], record["escaped_path"], record["outputs"]) == (2, 1, "/var/x", "exact")
+    [agent, _] = desk.ask(what="agents")["agents"]
+    assert (agent["views"], agent["mounts"], agent["flaws"]) == (True, ["/srv nfs4 s:/x rw"], ["s: slow"])
+    assert "dwrap_stale_total 2.0" in house.metrics()
+    assert "dwrap_journal_directories 1.0" in house.metrics()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"F 1 1 1 1 relative\0", b"F 1 1 1 1 /srv/a", b"X 1 1 1 1 /srv\0", b"F 1 1 1 9999999999999999999 /a\0", b"D 0 0 0 0 /a\0" * 3000],
+)
+def test_malformed_manifests_are_refused(house: House, body: bytes) -> None:
+    agent = house.agent(views=1)
+    agent.say("MANIFEST", body, job="j", attempt=1)
+    agent.hear("REFUSED")
 
 
 def test_streams_pass_verbatim_both_ways(house: House) -> None:

@@ -1,0 +1,154 @@
+"""The journal: what changed on the shared trees, by directory, so that each agent can be told what others changed since its last job.
+
+For each name the newest entry is kept, with the serial number and the origin of the change; a directory's entries are in the
+order of their last change, and so are the directories: `since` looks at what has changed and at nothing else. An agent is not
+told what it changed itself, unless another changed it too. What had to be dropped is remembered as a number: an agent that
+was last told before it is *behind*, and has to ask the server instead.
+
+Pure. Knows entries and numbers. Does not know jobs, users or messages.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+from dwrap.distributor.events import Peer
+from dwrap.protocol.manifest import DIRECTORY, MAX_SEEN_BYTES, READ, Entry, parent
+
+MAX_FILES: Final = 256  # in one directory; of those that are dropped the directory's own entry tells
+MAX_DIRECTORIES: Final = 65_536
+MAX_BYTES: Final = 64 * 1024 * 1024
+NEVER: Final = -1
+_OVERHEAD_BYTES: Final = 250  # of an entry: its tuple, its place in a dictionary
+
+_Change: TypeAlias = tuple[int, Peer | None, int, bytes]
+"""When (a serial number), by whom, when last by anybody else (NEVER), and the entry."""
+
+
+class _Directory:
+    """What is known of one directory and of the names in it."""
+
+    __slots__ = ("changed", "dropped", "files", "own", "size")
+
+    def __init__(self) -> None:
+        self.changed = NEVER
+        self.own: _Change | None = None
+        self.files: dict[bytes, _Change] = {}
+        self.dropped: _Change | None = None  # the newest change of a name that is no longer among the files
+        self.size = _OVERHEAD_BYTES
+
+
+class Journal:
+    """Every change that somebody may not have been told of."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES, max_directories: int = MAX_DIRECTORIES) -> None:
+        self._max_bytes = max_bytes
+        self._max_directories = max_directories
+        self._directories: OrderedDict[bytes, _Directory] = OrderedDict()
+        self._serial = 0
+        self._floor = 0  # whoever was last told before this is behind
+        self.size = 0  #: bytes that are kept, about
+
+    def __len__(self) -> int:
+        """How many directories it holds."""
+        return len(self._directories)
+
+    def add(self, origin: Peer | None, entries: Iterable[Entry]) -> None:
+        """Takes in what a host told. `origin` is the agent that told it, None for a submitter: all agents are to know."""
+        self._serial += 1
+        for kind, path, raw in entries:
+            if kind == DIRECTORY:
+                directory = self._touch(path)
+                directory.own = self._newer(directory, directory.own, origin, raw)
+                above = self._directories.get(parent(path))
+                if above is not None and above is not directory:
+                    self._forget(above, path)  # what else had this name before
+            elif kind != READ:
+                directory = self._touch(parent(path))
+                change = self._newer(directory, directory.files.pop(path, None), origin, raw)
+                directory.files[path] = change
+                if len(directory.files) > MAX_FILES:
+                    self._drop_file(directory)
+        while len(self._directories) > self._max_directories or self.size > self._max_bytes:
+            _, oldest = self._directories.popitem(last=False)
+            self.size -= oldest.size
+            self._floor = max(self._floor, oldest.changed)
+
+    def forget_all_marks(self) -> None:
+        """A host was lost with a job: what that changed nobody can tell. Everyone is behind."""
+        self._serial += 1
+        self._floor = self._serial
+
+    def since(self, mark: int, reader: Peer) -> tuple[int, bytes, bool]:
+        """What others changed since `mark` (NEVER: the reader was told nothing yet).
+
+        Returns the reader's new mark, entries (directories before what is in them), and whether the reader is behind.
+        """
+        behind = mark < self._floor
+        found: list[tuple[bytes, list[bytes]]] = []
+        room = MAX_SEEN_BYTES
+        for name, directory in reversed(self._directories.items()):
+            if directory.changed <= mark:
+                break
+            raws = [raw for _, _, _, raw in _foreign([directory.own], mark, reader)]
+            if directory.dropped is not None and not raws and _foreign([directory.dropped], mark, reader):
+                behind = True  # names that changed in place, in a directory that did not: nothing would show it
+            for when, origin, others, raw in reversed(directory.files.values()):
+                if when <= mark:
+                    break
+                if origin != reader or others > mark:
+                    raws.append(raw)
+            if raws:
+                room -= sum(map(len, raws))
+                if room < 0:
+                    behind = True
+                    break
+                found.append((name, raws))
+        found.sort()
+        return self._serial, b"".join([raw for _, raws in found for raw in raws]), behind
+
+    # ---- parts ----
+
+    def _touch(self, name: bytes) -> _Directory:
+        """The directory of that name, as the one that was changed last."""
+        directory = self._directories.get(name)
+        if directory is None:
+            directory = self._directories[name] = _Directory()
+            self.size += directory.size
+        elif directory.changed != self._serial:
+            self._directories.move_to_end(name)
+        directory.changed = self._serial
+        return directory
+
+    def _newer(self, directory: _Directory, old: _Change | None, origin: Peer | None, raw: bytes) -> _Change:
+        """The change that takes the place of another."""
+        others = NEVER
+        grown = 2 * len(raw) + _OVERHEAD_BYTES
+        if old is not None:
+            grown -= 2 * len(old[3]) + _OVERHEAD_BYTES
+            others = old[2] if old[1] == origin else old[0]
+        directory.size += grown
+        self.size += grown
+        return self._serial, origin, others, raw
+
+    def _forget(self, directory: _Directory, path: bytes) -> None:
+        old = directory.files.pop(path, None)
+        if old is not None:
+            shrunk = 2 * len(old[3]) + _OVERHEAD_BYTES
+            directory.size -= shrunk
+            self.size -= shrunk
+
+    def _drop_file(self, directory: _Directory) -> None:
+        path, (when, origin, others, _) = next(iter(directory.files.items()))
+        before = directory.dropped
+        if before is not None:
+            others = max(others, before[2] if before[1] == origin else before[0])
+        self._forget(directory, path)
+        directory.dropped = when, origin, others, b""
+
+
+def _foreign(changes: Iterable[_Change | None], mark: int, reader: Peer) -> list[_Change]:
+    """Those that somebody else than the reader made after the mark."""
+    return [change for change in changes if change and change[0] > mark and (change[1] != reader or change[2] > mark)]
