@@ -15,10 +15,7 @@ from dwrap.protocol.messages import one_line
 from dwrap.protocol.mounts import Mount
 from dwrap.protocol.probe import Probe, probe
 
-SKEW_SECONDS: Final = 1.0
-HOPELESS_SKEW_SECONDS: Final = 60.0
 MOST_TOLD: Final = 64
-NOBODY: Final = 65534
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,5 @@ def _defects(mount: Mount, place: str, look: Callable[[str], Probe | None]) -> I
     seen = look(place)
     if seen is None:
         return
-    yield from skew_defects(seen.skew_seconds)
-    if seen.owner == NOBODY and os.geteuid() not in (0, NOBODY):
-        yield mounts.Defect("files made here belong to nobody", "look for all_squash in the server's exports, and at the domain of idmapd")
-
-
-def skew_defects(seconds: float) -> Iterator[mounts.Defect]:
-    """What follows from a server's clock that is so far ahead (below 0: behind)."""
-    if abs(seconds) <= SKEW_SECONDS:
-        return
-    direction = "ahead of" if seconds > 0 else "behind"
-    yield mounts.Defect(
-        f"its server's clock is {abs(seconds):.1f} s {direction} this host's, and build tools compare their times",
-        "run chrony on both",
-        fatal=abs(seconds) > HOPELESS_SKEW_SECONDS,
-    )
+    yield from mounts.skew_defects(seen.skew_seconds, "its server's clock")
+    yield from mounts.owner_defects(seen.owner, os.geteuid())

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from dwrap.control import address, client, doctor, records, show, up
+from dwrap.control import address, client, doctor, doctor_fleet, records, show, up
 from dwrap.control.errors import ControlError
 from dwrap.control.farm import Farm, Plan, processors
+from dwrap.control.findings import Surroundings
 from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT, FieldsIn
 
 STAY_LISTEN = f"tcp://127.0.0.1:{DEFAULT_PORT}"
@@ -241,8 +242,13 @@ def drain(context: click.Context, agent: str) -> None:
 @commands.command(name="doctor")
 @click.pass_context
 def doctor_command(context: click.Context) -> None:
-    """Checks that builds here can use the farm; says what to do where they cannot. Exits with 1 when something fails."""
-    findings = doctor.examine(doctor.Surroundings(), lambda what: _ask(context, what), context.obj)
+    """Checks that builds here can use the farm; says what to do where they cannot. Exits with 1 when something fails.
+
+    Each agent that takes your jobs runs two small ones in this directory, in files of their own that are removed again.
+    """
+    with up.endings_raised():
+        fleet = doctor_fleet.Fleet(context.obj)
+        findings = doctor.examine(Surroundings(), lambda what: _ask(context, what), context.obj, fleet.examine)
     for finding in findings:
         click.echo(show.safe(finding))
     context.exit(1 if any(finding.level == "fail" for finding in findings) else 0)

@@ -1,65 +1,50 @@
 """Checks that a build on this desktop can use the farm. Each check gives one finding: what is so, and what to do about it.
 
-Knows what goes wrong in practice. Does not repair anything, and does not print. `Surroundings` and the question are the seams.
+Knows what goes wrong in practice with programs, settings and the distributor; doctor_tree.py has what goes wrong with the tree,
+doctor_fleet.py asks the agents. Does not repair anything, and does not print. `Surroundings`, the question and the fleet are the seams.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dwrap.control import address
+from dwrap.control import address, doctor_tree
 from dwrap.control.errors import ControlError
 from dwrap.control.farm import processors
+from dwrap.control.findings import Finding, Surroundings
 
 SLOW_SECONDS = 0.5
 FEW_DESCRIPTORS = 1024
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report: `level` is ok, warn or fail."""
-
-    level: str
-    what: str
-    text: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<4}  {self.what}: {self.text}" + (f"; {self.remedy}" if self.remedy else "")
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the checks look at on this machine."""
-
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    cwd: str = field(default_factory=os.getcwd)
-    uid: int = field(default_factory=os.getuid)
-    version: str = field(default_factory=lambda: metadata.version("dwrap"))
-    descriptors: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    conf_files: Sequence[Path] | None = None
-
-
+Agents = Sequence[Mapping[str, Any]]
 Question = Callable[[str], Any]
+Fleet = Callable[[Surroundings, Agents], Iterator[Finding]]
 
 
-def examine(here: Surroundings, ask: Question, host: str | None = None) -> list[Finding]:
-    """All findings, in the order in which a person would look. `ask` is a query by its kind, and raises ControlError."""
+def nobody(_here: Surroundings, _agents: Agents) -> Iterator[Finding]:
+    """A fleet that is not asked."""
+    yield from ()
+
+
+def examine(here: Surroundings, ask: Question, host: str | None = None, fleet: Fleet = nobody) -> list[Finding]:
+    """All findings, in the order in which a person would look. `ask` is a query by its kind, and raises ControlError.
+
+    `fleet` tries the agents that take this user's jobs from this directory.
+    """
     findings = [wrapper_program(here), *switches(here), local_slots(here), runtime_directory(here), descriptors(here)]
+    findings += doctor_tree.examine(here)
     configured = configuration(here, host)
     findings.append(configured)
     if configured.level != "fail":
-        findings += farm(here, ask)
+        findings += farm(here, ask, fleet)
     return findings
 
 
@@ -136,7 +121,7 @@ def configuration(here: Surroundings, host: str | None) -> Finding:
         return Finding("fail", "distributor", what, remedy)
 
 
-def farm(here: Surroundings, ask: Question) -> Iterator[Finding]:
+def farm(here: Surroundings, ask: Question, fleet: Fleet) -> Iterator[Finding]:
     """What a distributor that answers says of itself and its agents."""
     started = time.monotonic()
     try:
@@ -159,10 +144,10 @@ def farm(here: Surroundings, ask: Question) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "version", here.version)
-    yield from agents(here, [agent for agent in status.get("agents", []) if isinstance(agent, dict)])
+    yield from agents(here, [agent for agent in status.get("agents", []) if isinstance(agent, dict)], fleet)
 
 
-def agents(here: Surroundings, known: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def agents(here: Surroundings, known: Agents, fleet: Fleet) -> Iterator[Finding]:
     """Is there an agent that takes this user's jobs from this directory?"""
     if not known:
         yield Finding("fail", "agents", "none is registered", "start dwrap-agent DISTRIBUTOR --root DIR on other machines")
@@ -175,6 +160,7 @@ def agents(here: Surroundings, known: Sequence[Mapping[str, Any]]) -> Iterator[F
     yield Finding("ok", "agents", f"{len(mine)} of {len(known)} take your jobs, {sum(int(agent.get('slots', 0)) for agent in mine)} slots")
     yield under_roots("directory", here.cwd, mine, "build under one of the roots, or start agents with --root for this one")
     yield from compiler_cache(here, mine)
+    yield from fleet(here, [agent for agent in mine if is_under(here.cwd, agent.get("roots", []))])
 
 
 def serves(agent: Mapping[str, Any], uid: int) -> bool:
@@ -184,23 +170,36 @@ def serves(agent: Mapping[str, Any], uid: int) -> bool:
     return str(agent.get("serves", "any")) in ("any", str(uid))
 
 
-def under_roots(what: str, path: str, known: Sequence[Mapping[str, Any]], remedy: str) -> Finding:
+def under_roots(what: str, path: str, known: Agents, remedy: str) -> Finding:
     """Is `path` under a shared root of some of these agents?"""
     roots = sorted({str(root) for agent in known for root in agent.get("roots", [])})
     real = os.path.realpath(path)
-    if any(os.path.commonpath([real, root]) == root for root in roots if root.startswith("/")):
+    if is_under(path, roots):
         return Finding("ok", what, f"{real} is shared")
     return Finding(
         "fail" if what == "directory" else "warn", what, f"{real} is under none of the shared roots ({', '.join(roots)})", remedy
     )
 
 
-def compiler_cache(here: Surroundings, known: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """ccache behind the wrapper works on the agents: its directory has to be one for all."""
+def is_under(path: str, roots: Sequence[Any]) -> bool:
+    """Whether a path lies under one of these roots."""
+    real = os.path.realpath(path)
+    return any(os.path.commonpath([real, root]) == root for root in map(str, roots) if root.startswith("/"))
+
+
+def compiler_cache(here: Surroundings, known: Agents) -> Iterator[Finding]:
+    """ccache behind the wrapper works on the agents: what they are to have in common has to be one for all."""
+    settings = doctor_tree.ccache_settings(here)
+    remote = here.environment.get("CCACHE_REMOTE_STORAGE") or settings.get("remote_storage", "")
     directory = here.environment.get("CCACHE_DIR")
-    if directory:
-        yield under_roots("ccache", directory, known, "set CCACHE_DIR to a directory under a shared root")
-    elif shutil.which("ccache", path=here.environment.get("PATH", os.defpath)):
+    if remote.startswith("file:"):
+        shared = remote.partition("|")[0].removeprefix("file:").replace("//", "/", 1)
+        yield under_roots("ccache", shared, known, "let remote_storage name a directory under a shared root")
+    elif remote:
+        yield Finding("ok", "ccache", f"agents share {remote.partition('|')[0]}")
+    elif directory:
+        yield under_roots("ccache", directory, known, "set CCACHE_DIR to a directory under a shared root, or use remote_storage")
+    elif settings or shutil.which("ccache", path=here.environment.get("PATH", os.defpath)):
         yield Finding("ok", "ccache", "installed, CCACHE_DIR is not set: its directory is the default one of each home")
     if "dwrap" in here.environment.get("CCACHE_PREFIX", "") and here.environment.get("CCACHE_PREFIX_CPP"):
         yield Finding("warn", "ccache", "CCACHE_PREFIX_CPP sends the preprocessor away as well", "unset CCACHE_PREFIX_CPP")

@@ -40,6 +40,21 @@ def signals_held() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def endings_raised() -> Iterator[None]:
+    """Within it a signal that asks us to end is KeyboardInterrupt, as SIGINT is: what has been made is removed."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def runtime_directory() -> Iterator[Path]:
     """A directory of our own, mode 0700, with a path short enough for a Unix socket; removed at the end."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")

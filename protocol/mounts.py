@@ -26,6 +26,9 @@ _ONE_TRUTH: Final = frozenset([
 ])  # fmt: skip
 # Where no build lives, and where a desktop mounts much that is not for everyone.
 _SYSTEM: Final = ("/proc", "/sys", "/dev", "/run", "/boot", "/efi")
+SKEW_SECONDS: Final = 1.0
+HOPELESS_SKEW_SECONDS: Final = 60.0
+NOBODY: Final = 65534
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -125,6 +128,24 @@ def defects(mount: Mount) -> Iterator[Defect]:
             "how long it trusts its cache cannot be seen from here",
             "mount it with entry_timeout=0,negative_timeout=0,attr_timeout=0 (virtiofs: cache=never), or use NFS",
         )
+
+
+def skew_defects(seconds: float, whose: str) -> Iterator[Defect]:
+    """What follows from another clock that is so far ahead of this host's (below 0: behind)."""
+    if abs(seconds) <= SKEW_SECONDS:
+        return
+    direction = "ahead of" if seconds > 0 else "behind"
+    yield Defect(
+        f"{whose} is {abs(seconds):.1f} s {direction} this host's, and build tools compare their times",
+        "run chrony on both",
+        fatal=abs(seconds) > HOPELESS_SKEW_SECONDS,
+    )
+
+
+def owner_defects(owner: int, uid: int) -> Iterator[Defect]:
+    """What follows from what `uid` made belonging to `owner`. That root is nobody is as it should be: no job needs it otherwise."""
+    if owner == NOBODY and uid not in (0, NOBODY):
+        yield Defect("files made here belong to nobody", "look for all_squash in the server's exports, and at the domain of idmapd")
 
 
 def _nfs_defects(mount: Mount) -> Iterator[Defect]:
