@@ -39,14 +39,21 @@ static int64_t nanoseconds(struct statx_timestamp t)
 }
 
 /* With any smaller mask a file system need not ask, not even when it is told to. */
-static bool look(struct entry *out, int fd, const char *path, int how)
+static bool look_closely(struct entry *out, int fd, const char *path, int how, bool *regular)
 {
     struct statx st;
     if (statx(fd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | how, STATX_BASIC_STATS, &st) != 0)
         return false;
     *out = (struct entry){.kind = S_ISDIR(st.stx_mode) ? MANIFEST_DIRECTORY : MANIFEST_FILE, .ino = st.stx_ino, .size = st.stx_size,
                           .mtime = nanoseconds(st.stx_mtime), .ctime = nanoseconds(st.stx_ctime), .path = path};
+    *regular = S_ISREG(st.stx_mode);
     return true;
+}
+
+static bool look(struct entry *out, int fd, const char *path, int how)
+{
+    bool regular;
+    return look_closely(out, fd, path, how, &regular);
 }
 
 static bool is_missing(int error)
@@ -136,6 +143,17 @@ static bool ask_directory(struct view *view)
     return known && (before.ctime != after.ctime || before.mtime != after.mtime);
 }
 
+/* Drops cached pages, of a file's bytes or a directory's listing, without a question: what they were read from may have changed
+ * within a tick, and then no number tells. */
+static void drop_pages(int directory, const char *name, int flags)
+{
+    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | flags);
+    if (fd < 0)
+        return;
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    close(fd);
+}
+
 static void unseen(struct view *view, const struct entry *entry, bool count)
 {
     if (count && view->unseen++ == 0)
@@ -177,7 +195,7 @@ static enum belief belief_about(struct view *view, const char *name, const struc
     int fd = believed(view->directory, name);
     if (fd < 0)
         return is_missing(errno) ? MISSING : NOTHING;
-    bool known = look(here, fd, "", how);
+    bool known = look_closely(here, fd, "", how, &view->regular);
     int error = errno;
     close(fd);
     if (!known)
@@ -211,8 +229,13 @@ static void cure(struct view *view, const char *name, const struct entry *entry,
 /* The believed file is the entry's; is what is known of it as new? */
 static void freshen(struct view *view, const char *name, const struct entry *entry, struct entry *here, bool strict)
 {
-    if (entry->kind == MANIFEST_DIRECTORY || here->ctime > entry->ctime || same_numbers(here, entry))
+    if (entry->kind == MANIFEST_DIRECTORY || here->ctime > entry->ctime)
         return;
+    if (same_numbers(here, entry)) {
+        if (strict && view->regular && entry->size > 0)
+            drop_pages(view->directory, name, 0);
+        return;
+    }
     struct entry before = *here;
     view->synced++;
     enum belief belief = belief_about(view, name, entry, ASK, here);
@@ -347,6 +370,8 @@ static void agree_directory(struct view *view, const struct entry *entry, bool s
     }
     if (here.ctime < entry->ctime || (here.ctime == entry->ctime && here.mtime != entry->mtime))
         view->stale += ask_directory(view);
+    else if (strict && here.ctime == entry->ctime)
+        drop_pages(view->directory, ".", O_DIRECTORY);
 }
 
 static bool agree(struct view *view, const void *piece, size_t length, bool strict)

@@ -30,6 +30,7 @@ struct view {
     bool asked;        /* the server was asked about it in this view */
     int64_t changed;   /* its ctime as far as known */
     uint64_t identity; /* of path and inode */
+    bool regular;      /* the name looked at last is a regular file */
     uint64_t known[VIEW_KNOWN]; /* identities of the directories that were asked about, the newest of them */
     unsigned known_count;
     char directory_path[MANIFEST_PATH_BYTES];
