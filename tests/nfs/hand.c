@@ -4,7 +4,8 @@
  *     hand serve                                             the same for lines on stdin (words end at tabs), then a line "."
  * Acts that write take CONTENT, "SERIAL:BYTES": that many bytes, different for each serial. An act answers "ok PATH" or
  * "failed PATH ERRNO"; `look` answers "file PATH INODE SIZE MTIME MODE HASH INODE-AS-OPENED" or what else is there; exit status 1
- * when an act failed. Does not know what the truth is, nor who else looks. */
+ * when an act failed. Two more go to coherence/view.c: `entry PATH` answers "entry " and the entry of a manifest, `agree ENTRIES`
+(each with a '|' after it) applies them and answers with the view's counts. Does not know what the truth is, nor who else looks. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +18,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "coherence/view.h"
 
 enum { MAX_CONTENT = 1 << 20, MAX_WORDS = 4096 };
 
@@ -249,6 +252,38 @@ static int list(const char *path, const char *unused)
     return 0;
 }
 
+/* ---- what the daemons' view makes of it ---- */
+
+static int tell_entry(const char *path, const char *unused)
+{
+    static char text[PATH_MAX + 100];
+    struct entry entry;
+    (void)unused;
+    if (!view_entry(&entry, path, true) || !entry_write(text, sizeof text, &entry))
+        return -1;
+    printf("entry %s\n", text);
+    return 0;
+}
+
+/* The entries came with '|' where a manifest has NUL. */
+static int agree(const char *entries, const char *unused)
+{
+    (void)unused;
+    static char piece[MANIFEST_PIECE_BYTES];
+    static struct view view;
+    size_t length = strlen(entries);
+    if (length > sizeof piece)
+        return -1;
+    for (size_t i = 0; i < length; i++)
+        piece[i] = entries[i] == '|' ? '\0' : entries[i];
+    view_start(&view);
+    bool right = view_apply(&view, piece, length);
+    printf("%s checked=%u synced=%u stale=%u healed=%u unseen=%u %s\n", right ? "agreed" : "malformed", view.checked, view.synced, view.stale,
+           view.healed, view.unseen, view.path);
+    view_end(&view);
+    return 0;
+}
+
 /* ---- which is which ---- */
 
 static const struct act {
@@ -264,6 +299,7 @@ static const struct act {
     { "touch", touch, false, false },          { "remove", remove_file, false, false },
     { "mkdir", make_directory, false, false }, { "rmdir", remove_directory, false, false },
     { "look", look, false, true },             { "list", list, false, true },
+    { "entry", tell_entry, false, true },      { "agree", agree, false, true },
 };
 
 /* Does the act that begins at words[0]; the words used, 0 when there is no such act. */

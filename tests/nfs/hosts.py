@@ -59,12 +59,17 @@ def compiled(name: str, *flags: str) -> str:
     return str(TREE / "bin" / name)
 
 
+def hand() -> str:
+    """The path of the program `hand`."""
+    return compiled("hand", str(HERE.parent.parent / "coherence" / "view.c"))
+
+
 class Hand:
-    """`hand serve` on one host: plain acts and looks there, without a new process for each."""
+    """`hand serve` on one host, or with no host beside the server: plain acts and looks there, without a new process for each."""
 
     def __init__(self, host: str, cwd: Path, uid: int = ROOT) -> None:
-        argv = on(host, [compiled("hand"), "serve"], cwd=cwd, uid=uid)
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        argv = on(host, [hand(), "serve"], cwd=cwd, uid=uid) if host else [str(DISK / "bin" / "hand"), "serve"]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=None if host else cwd)
 
     def __call__(self, *words: str) -> list[str]:
         """The answers to these acts and looks, one line for each."""

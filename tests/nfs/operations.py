@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import DISK, TREE, Farm, Hand, compiled, hands, server
+from hosts import DISK, TREE, Farm, Hand, hand, hands, server
 
 WORK = Path("operations")
 DIRECTORIES = ("d0", "d1", "d1/sub", "d2", "d3/deep/er")
@@ -167,7 +167,7 @@ class Proof:
                 self.resynchronise(act)
 
     def do_job(self, agent: str, words: Sequence[str]) -> list[str]:
-        done = self.farm.job(agent, compiled("hand"), *words)
+        done = self.farm.job(agent, hand(), *words)
         if done.returncode not in (0, 1) or done.stderr:
             raise SystemExit(f"operations: the job on {agent} ended with {done.returncode}: {done.stderr}")
         return done.stdout.splitlines()
