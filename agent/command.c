@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -95,6 +96,46 @@ _Noreturn static void fail(int report_fd, enum stage stage, const char *what)
     _exit(127);
 }
 
+union passed { /* one descriptor as the kernel lays it out */
+    struct cmsghdr head;
+    char room[CMSG_SPACE(sizeof(int))];
+};
+
+/* The last step before exec: from here on every call of the recorder's table waits for the runner. */
+static bool be_heard(int report_fd)
+{
+    struct failure word = {.stage = STAGE_HEARD};
+    int listener = trace_install();
+    union passed passed = {0};
+    struct iovec part = {&word, sizeof word};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    word.error = listener < 0 ? errno : 0;
+    if (listener >= 0) {
+        message.msg_control = &passed;
+        message.msg_controllen = sizeof passed;
+        passed.head = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(&passed.head), &listener, sizeof listener);
+    }
+    bool sent = sendmsg(report_fd, &message, MSG_NOSIGNAL) == (ssize_t)sizeof word;
+    if (listener >= 0)
+        close(listener);
+    return sent;
+}
+
+bool command_report(int report_fd, struct failure *word, int *listener)
+{
+    union passed passed;
+    struct iovec part = {word, sizeof *word};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &passed, .msg_controllen = sizeof passed};
+    *listener = -1;
+    if (recvmsg(report_fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != (ssize_t)sizeof *word)
+        return false;
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+        memcpy(listener, CMSG_DATA(head), sizeof *listener);
+    return true;
+}
+
 _Noreturn void command_become(const struct spec *spec, const int stdio[3], int report_fd)
 {
     if (!take_streams(stdio))
@@ -110,6 +151,8 @@ _Noreturn void command_become(const struct spec *spec, const int stdio[3], int r
     if (chdir(spec->cwd) != 0)
         fail(report_fd, STAGE_CWD, "chdir");
     take_signals(spec);
+    if (spec->views && !spec->unheard && !be_heard(report_fd))
+        fail(report_fd, STAGE_SETUP, "seccomp");
     environ = (char **)(uintptr_t)spec->envp; /* execvpe looks PATH up in it; neither list is written to */
     execvpe(spec->argv[0], (char **)(uintptr_t)spec->argv, environ);
     fail(report_fd, STAGE_EXEC, "exec");

@@ -1,5 +1,8 @@
 /* The runner's steps and its loop: start the command, relay its streams, end its tree, flush, report (runner.h).
- * Knows the order of things and the time limits after the command's end; each step's how is in the file of its name. */
+ * Knows the order of things and the time limits after the command's end; each step's how is in the file of its name.
+ *
+ * With `views` the start has a step before it (revalidate.c), the command is heard (trace.c), and it may be started a second
+ * time: when it failed while the view was stale, or when it turns out to need the listener for itself. */
 #include "agent/runner.h"
 
 #include <errno.h>
@@ -10,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -23,11 +27,21 @@ struct run {
     struct control control;
     struct streams streams;
     struct tree tree;
+    struct trace trace;
+    struct hold hold;
+    struct failure failure; /* of the start; stage 0: none */
     const char *scratch;
-    int report_fd;
+    int report_fd; /* -1: nothing more will come */
     enum phase phase;
     int64_t deadline_ms; /* of the phase; 0: none */
     bool main_ended, orphaned;
+    bool meddled;    /* a signal, a kill or a closed stream came: it cannot be started again as if nothing had been */
+    bool start_over; /* its tree is being killed in order to start it again */
+    bool reran;
+    bool wrong;      /* it failed while the view was stale, and cannot be run again here */
+    unsigned stale;
+    const char *note; /* on the record, or NULL */
+    int64_t revalidate_ms;
     int status;
     struct rusage usage;
     struct timespec started;
@@ -56,6 +70,8 @@ static void enter(struct run *run, enum phase phase)
 /* Kills the tree at once; nobody waits for its output any more. */
 static void abandon(struct run *run)
 {
+    run->meddled = true;
+    hold_release(&run->hold);
     output_close(&run->streams.out[1]);
     output_close(&run->streams.out[2]);
     input_close(&run->streams.in);
@@ -71,10 +87,17 @@ static void lose_agent(struct run *run)
 
 static void close_stream(struct run *run, uint32_t stream)
 {
+    run->meddled = true;
     if (stream == 0)
         input_close(&run->streams.in);
     else
         output_close(&run->streams.out[stream]);
+}
+
+static void pass_signal(struct run *run, int number)
+{
+    run->meddled = true;
+    tree_signal(&run->tree, number);
 }
 
 static void take_packet(struct run *run, const struct packet *packet, const char *payload, size_t size)
@@ -87,7 +110,7 @@ static void take_packet(struct run *run, const struct packet *packet, const char
     else if (packet->kind == PACKET_CLOSE && packet->stream <= 2)
         close_stream(run, packet->stream);
     else if (packet->kind == PACKET_SIGNAL && packet->number >= 1 && packet->number <= 64)
-        tree_signal(&run->tree, (int)packet->number);
+        pass_signal(run, (int)packet->number);
     else if (packet->kind == PACKET_KILL)
         abandon(run);
 }
@@ -112,6 +135,8 @@ static void take_news(struct run *run)
             run->main_ended = true;
             run->status = news.status;
             run->ended_ms = now_ms();
+            if (run->status == 0)
+                hold_release(&run->hold);
             if (run->phase == RUNNING)
                 enter(run, GRACE);
         } else {
@@ -133,40 +158,142 @@ static void send_credit(struct run *run)
         lose_agent(run);
 }
 
-/* Passes on one piece. False when there is nothing to read, or no room to send. */
-static bool relay_output(struct run *run, uint32_t stream)
+/* Nobody has seen anything of the command, and it has taken nothing: it can be started again. */
+static bool is_untouched(const struct run *run)
+{
+    const struct output *out = run->streams.out;
+    return !run->meddled && !run->orphaned && (run->hold.open || (out[1].sent == 0 && out[2].sent == 0)) && input_taken(&run->streams.in) == 0;
+}
+
+/* Sends what was held back, once it is no longer. */
+static void send_held(struct run *run)
+{
+    for (uint32_t stream = 1; stream <= 2 && !run->hold.open; stream++) {
+        size_t size = run->hold.size[stream];
+        if (size == 0 || run->control.stashed)
+            continue;
+        run->hold.size[stream] = 0;
+        if (!control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, 0}, run->hold.data[stream], size))
+            lose_agent(run);
+    }
+}
+
+static bool may_read_output(const struct run *run, uint32_t stream)
+{
+    if (!output_ready_to_read(&run->streams.out[stream]))
+        return false;
+    return run->hold.open || (!run->control.stashed && run->hold.size[stream] == 0);
+}
+
+static ssize_t relay_piece(struct run *run, uint32_t stream)
 {
     static char piece[MAX_PACKET_BYTES - sizeof(struct packet)];
     struct output *out = &run->streams.out[stream];
-    if (run->control.stashed || !output_ready_to_read(out))
-        return false;
     uint64_t offset = out->sent;
     ssize_t size = output_read(out, piece, sizeof piece);
     if (size > 0 && !control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, offset}, piece, (size_t)size))
         lose_agent(run);
+    return size;
+}
+
+/* Passes on, or holds back, one piece. False when there is nothing to read, or no room to send. */
+static bool relay_output(struct run *run, uint32_t stream)
+{
+    struct output *out = &run->streams.out[stream];
+    if (!may_read_output(run, stream))
+        return false;
+    ssize_t size = run->hold.open ? hold_read(&run->hold, out, (int)stream, now_ms()) : relay_piece(run, stream);
     if (size == 0 && run->phase == EMPTY)
         output_close(out); /* whoever else holds the other end is no part of this job */
     return size > 0;
 }
 
+/* When held output is let go; 0: not by time. A command that has failed already may yet be run again. */
+static int64_t hold_deadline(const struct run *run) { return run->hold.open && !run->main_ended ? run->hold.until_ms : 0; }
+
 static void keep_time(struct run *run)
 {
-    if (run->deadline_ms != 0 && now_ms() >= run->deadline_ms)
+    int64_t hold = hold_deadline(run), now = now_ms();
+    if (hold != 0 && now >= hold)
+        hold_release(&run->hold);
+    if (run->deadline_ms != 0 && now >= run->deadline_ms)
         enter(run, run->phase == GRACE ? TERMINATING : KILLING);
+}
+
+/* The command's own word while it starts: how it failed, or how it is heard. */
+static void take_reports(struct run *run)
+{
+    struct failure word;
+    int listener;
+    while (run->report_fd >= 0 && command_report(run->report_fd, &word, &listener)) {
+        if (word.stage != STAGE_HEARD)
+            run->failure = word;
+        else if (listener >= 0)
+            trace_start(&run->trace, listener);
+        else
+            trace_doubt(&run->trace, "this kernel, or what this agent runs in, refuses seccomp listeners");
+    }
+}
+
+static void stop_reports(struct run *run)
+{
+    take_reports(run);
+    if (run->report_fd >= 0)
+        close(run->report_fd);
+    run->report_fd = -1;
+}
+
+/* One call of the tree waits. A command that asks for a listener, of which there can be one, gets it in a second start without
+ * ours; when it is too late for that the kernel refuses it. */
+static void hear(struct run *run)
+{
+    struct trace *trace = &run->trace;
+    trace->may_start_over = is_untouched(run) && trace->record.count == 0 && run->phase == RUNNING;
+    if (!trace_hear(trace, &run->spec))
+        trace_end(trace);
+    if (!trace->wants_listener || run->spec.unheard)
+        return;
+    run->note = "it installs a seccomp listener of its own";
+    trace->wants_listener = false;
+    if (trace->may_start_over) {
+        run->start_over = true;
+        run->spec.unheard = true;
+        trace_doubt(trace, run->note);
+        enter(run, KILLING);
+    } else {
+        run->note = "it asked for a seccomp listener of its own, and was refused one";
+    }
+}
+
+static int until_deadline(const struct run *run)
+{
+    int64_t hold = hold_deadline(run), deadline = run->deadline_ms;
+    if (hold != 0 && (deadline == 0 || hold < deadline))
+        deadline = hold;
+    int64_t left = deadline - now_ms();
+    return deadline == 0 ? -1 : left < 0 ? 0 : (int)left;
 }
 
 static void wait_for_events(struct run *run)
 {
     struct streams *s = &run->streams;
-    bool may_send = !run->control.stashed;
-    struct pollfd fds[5] = {
+    struct pollfd fds[7] = {
         {run->orphaned ? -1 : run->control.fd, (short)(POLLIN | (run->control.stashed ? POLLOUT : 0)), 0},
         {run->phase == EMPTY ? -1 : run->tree.channel, POLLIN, 0},
-        {may_send && output_ready_to_read(&s->out[1]) ? s->out[1].fd : -1, POLLIN, 0},
-        {may_send && output_ready_to_read(&s->out[2]) ? s->out[2].fd : -1, POLLIN, 0},
-        {(may_send || s->in.pending) && input_wants_room(&s->in) ? s->in.write_fd : -1, POLLOUT, 0}};
-    int64_t left = run->deadline_ms ? run->deadline_ms - now_ms() : -1;
-    poll(fds, 5, run->deadline_ms && left < 0 ? 0 : (int)left);
+        {may_read_output(run, 1) ? s->out[1].fd : -1, POLLIN, 0},
+        {may_read_output(run, 2) ? s->out[2].fd : -1, POLLIN, 0},
+        {(!run->control.stashed || s->in.pending) && input_wants_room(&s->in) ? s->in.write_fd : -1, POLLOUT, 0},
+        {run->trace.listener, POLLIN, 0},
+        {run->spec.views ? run->report_fd : -1, POLLIN, 0}};
+    poll(fds, 7, until_deadline(run));
+    if (fds[5].revents & POLLIN)
+        hear(run);
+    else if (fds[5].revents)
+        trace_end(&run->trace);
+    if (fds[6].revents & POLLIN)
+        take_reports(run);
+    else if (fds[6].revents)
+        stop_reports(run);
     if (fds[0].revents & POLLOUT && !control_flush(&run->control))
         lose_agent(run);
     if (fds[0].revents & ~POLLOUT)
@@ -178,7 +305,7 @@ static void wait_for_events(struct run *run)
         take_news(run);
 }
 
-/* From the start of the command until its tree is empty and its output is delivered. */
+/* From the start of the command until its tree is empty and its output is delivered, or held back. */
 static void relay(struct run *run)
 {
     struct output *out = run->streams.out;
@@ -187,12 +314,15 @@ static void relay(struct run *run)
         wait_for_events(run);
         input_push(&run->streams.in);
         send_credit(run);
+        send_held(run);
         for (uint32_t stream = 1; stream <= 2; stream++)
             while (run->phase == EMPTY && relay_output(run, stream))
                 continue;
         keep_time(run);
     }
     tree_wait(&run->tree);
+    trace_end(&run->trace);
+    stop_reports(run);
 }
 
 struct report {
@@ -246,11 +376,6 @@ _Noreturn static void reject(struct run *run, const char *what, const char *why)
     send_last(run, PACKET_REJECTED, reason, strlen(reason));
 }
 
-static bool read_failure(const struct run *run, struct failure *failure)
-{
-    return read(run->report_fd, failure, sizeof *failure) == (ssize_t)sizeof *failure;
-}
-
 static const char *exec_error_word(int error)
 {
     return error == ENOENT || error == ENOTDIR ? "not_found" : "not_executable";
@@ -261,8 +386,9 @@ static bool is_shortage(int error)
     return error == EAGAIN || error == ENOMEM || error == EMFILE || error == ENFILE || error == EIO || error == ESTALE;
 }
 
-static void add_outcome(struct run *run, struct report *report, const struct failure *failure, const struct outputs *outputs)
+static void add_outcome(struct run *run, struct report *report, const struct outputs *outputs)
 {
+    const struct failure *failure = &run->failure;
     if (failure->stage == STAGE_CWD)
         add(report, "error=cwd%creason=cannot enter %.400s on this agent: %s", 0, run->spec.cwd, strerror(failure->error));
     else if (failure->stage == STAGE_EXEC)
@@ -270,6 +396,8 @@ static void add_outcome(struct run *run, struct report *report, const struct fai
             strerror(failure->error));
     else if (outputs->error)
         add(report, "error=infrastructure%creason=an output could not be stored: %s: %s", 0, outputs->path, strerror(outputs->error));
+    else if (run->wrong)
+        add(report, "error=infrastructure%creason=it failed while this agent's view of %.400s was stale; run it again", 0, run->spec.cwd);
     else if (!run->main_ended)
         add(report, "error=infrastructure%creason=the job's process tree was lost", 0);
     else
@@ -278,10 +406,27 @@ static void add_outcome(struct run *run, struct report *report, const struct fai
 
 static long milliseconds(struct timeval time) { return time.tv_sec * 1000 + time.tv_usec / 1000; }
 
-static void report_end(struct run *run, const struct failure *failure, const struct outputs *outputs, int64_t flush_ms)
+static void add_coherence(struct run *run, struct report *report, const struct outputs *outputs)
+{
+    const char *why = run->trace.why ? run->trace.why : run->note;
+    add(report, "outputs=%s", outputs->word);
+    add(report, "outputs_count=%u", outputs->count);
+    if (why)
+        add(report, "outputs_why=%s", why);
+    if (outputs->escaped)
+        add(report, "escaped=%u%cescaped_path=%s", outputs->escaped, 0, outputs->escaped_path);
+    if (!run->spec.views)
+        return;
+    add(report, "revalidate_ms=%lld", (long long)run->revalidate_ms);
+    add(report, "stale=%u", run->stale);
+    if (run->reran)
+        add(report, "reran=1");
+}
+
+static void report_end(struct run *run, const struct outputs *outputs, int64_t flush_ms)
 {
     struct report report = {0};
-    add_outcome(run, &report, failure, outputs);
+    add_outcome(run, &report, outputs);
     add(&report, "stdin_taken=%llu", (unsigned long long)input_taken(&run->streams.in));
     add(&report, "stdout_bytes=%llu", (unsigned long long)run->streams.out[1].sent);
     add(&report, "stderr_bytes=%llu", (unsigned long long)run->streams.out[2].sent);
@@ -291,45 +436,120 @@ static void report_end(struct run *run, const struct failure *failure, const str
     add(&report, "system_ms=%ld", milliseconds(run->usage.ru_stime));
     add(&report, "max_rss_bytes=%lld", (long long)run->usage.ru_maxrss * 1024);
     add(&report, "tree=%s", run->spec.namespaces ? "pidns" : "subreaper");
-    add(&report, "outputs=%s", outputs->word);
-    add(&report, "outputs_count=%u", outputs->count);
+    add_coherence(run, &report, outputs);
     send_last(run, PACKET_ENDED, report.text, report.size);
 }
 
-static void start(struct run *run)
+/* The command, in a tree of its own. */
+static void start_command(struct run *run, int command_ends[3])
 {
-    int command_ends[3], report[2];
-    run->scratch = scratch_make(&run->spec);
-    if (!run->scratch) {
-        run->scratch = "";
-        reject(run, "making a temporary directory", strerror(errno));
-    }
-    if (!streams_open(&run->streams, &run->spec, command_ends))
-        reject(run, "opening its streams", strerror(errno));
-    if (pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0)
-        reject(run, "pipe", strerror(errno));
+    int report[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, report) != 0)
+        reject(run, "socketpair", strerror(errno));
     run->report_fd = report[0];
-    clock_gettime(CLOCK_REALTIME, &run->started);
-    run->started_ms = now_ms();
+    hold_start(&run->hold, &run->spec);
     if (!tree_start(&run->tree, &run->spec, command_ends, report[1]))
         reject(run, "starting its process tree", strerror(errno));
     close(report[1]);
     streams_close_command_ends(command_ends);
 }
 
+static void start(struct run *run)
+{
+    int command_ends[3];
+    run->scratch = scratch_make(&run->spec);
+    if (!run->scratch) {
+        run->scratch = "";
+        reject(run, "making a temporary directory", strerror(errno));
+    }
+    run->trace.scratch = run->scratch;
+    if (!streams_open(&run->streams, &run->spec, command_ends))
+        reject(run, "opening its streams", strerror(errno));
+    clock_gettime(CLOCK_REALTIME, &run->started);
+    run->started_ms = now_ms();
+    start_command(run, command_ends);
+}
+
+/* The second start: what the first one left is overwritten, and stays in the record. */
+static void start_again(struct run *run)
+{
+    int command_ends[3];
+    close(run->tree.channel);
+    run->main_ended = run->start_over = false;
+    run->phase = RUNNING;
+    run->deadline_ms = 0;
+    run->failure = (struct failure){0};
+    if (!scratch_renew(&run->spec, run->scratch))
+        reject(run, "emptying its temporary directory", strerror(errno));
+    if (!streams_open_again(&run->streams, &run->spec, command_ends))
+        reject(run, "opening its streams", strerror(errno));
+    start_command(run, command_ends);
+    relay(run);
+}
+
+/* A failure that a stale view may have caused is not the command's own: it is run again, once. */
+static void look_again(struct run *run)
+{
+    if (!run->spec.views || !run->main_ended || run->status == 0 || run->failure.stage || run->meddled || run->orphaned)
+        return;
+    unsigned stale = revalidate_after_failure(&run->spec);
+    run->stale += stale;
+    if (stale == 0)
+        return;
+    run->reran = is_untouched(run) && !run->trace.why && record_may_repeat(&run->trace.record);
+    run->wrong = !run->reran;
+    if (run->reran)
+        start_again(run);
+}
+
+/* What was held back goes out before anything else is told. */
+static void deliver_held(struct run *run)
+{
+    hold_release(&run->hold);
+    for (int stream = 1; stream <= 2; stream++) {
+        send_stashed(&run->control);
+        send_held(run);
+    }
+    send_stashed(&run->control);
+}
+
+static void send_manifest(struct run *run, const struct outputs *outputs)
+{
+    for (size_t at = 0, size; at < outputs->manifest_size; at += size) {
+        size = outputs_piece(outputs->manifest + at, outputs->manifest_size - at);
+        send_stashed(&run->control);
+        if (!control_send(&run->control, (struct packet){PACKET_MANIFEST, 0, 0}, outputs->manifest + at, size))
+            exit(0);
+    }
+}
+
 static void finish(struct run *run)
 {
-    struct failure failure = {0};
     struct outputs outputs = {.word = "coherent"};
-    bool failed = read_failure(run, &failure);
-    if (failed && (failure.stage == STAGE_SETUP || is_shortage(failure.error)))
-        reject(run, failure.what, strerror(failure.error));
+    const struct failure *failure = &run->failure;
+    if (failure->stage == STAGE_SETUP || (failure->stage && is_shortage(failure->error)))
+        reject(run, failure->what, strerror(failure->error));
+    deliver_held(run);
     int64_t before_ms = now_ms();
-    if (!failed)
-        outputs = outputs_flush(&run->spec, run->started);
+    if (run->spec.views && !failure->stage)
+        outputs = outputs_flush(&run->spec, &run->trace, run->started);
     int64_t flush_ms = now_ms() - before_ms;
+    send_manifest(run, &outputs);
     scratch_remove(&run->spec, run->scratch);
-    report_end(run, &failure, &outputs, flush_ms);
+    report_end(run, &outputs, flush_ms);
+}
+
+/* Before the start: what others have changed is seen here too. */
+static void revalidate(struct run *run)
+{
+    char reason[MAX_REASON];
+    int64_t before_ms = now_ms();
+    if (!run->spec.views)
+        return;
+    if (!revalidate_before(&run->spec, &run->stale, reason))
+        send_last(run, PACKET_REJECTED, reason, strlen(reason));
+    run->revalidate_ms = now_ms() - before_ms;
+    control_send(&run->control, (struct packet){PACKET_APPLIED, 0, 0}, NULL, 0);
 }
 
 /* In the starter already, so that no runner does it again: the agent alone decides when a job ends. */
@@ -342,7 +562,7 @@ static void ignore_signals(void)
 
 int main(int argc, char **argv)
 {
-    static struct run run = {.control = {.fd = CONTROL_FD}, .scratch = ""};
+    static struct run run = {.control = {.fd = CONTROL_FD}, .trace = {.listener = -1}, .report_fd = -1, .scratch = ""};
     if (argc == 2 && strcmp(argv[1], "--probe-tree") == 0)
         return tree_probe();
     ignore_signals();
@@ -361,7 +581,11 @@ int main(int argc, char **argv)
     close(SPEC_FD);
     if (wrong)
         reject(&run, "reading its specification", wrong);
+    revalidate(&run);
     start(&run);
     relay(&run);
+    if (run.start_over)
+        start_again(&run);
+    look_again(&run);
     finish(&run);
 }

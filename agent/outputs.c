@@ -1,147 +1,403 @@
-/* What the command wrote, made durable and visible before the result is told. Knows file systems and time stamps.
+/* What the command wrote, made durable and told: from the record (trace.c), and where that is in doubt from what time stamps show
+ * (scan.c), each file on the shared tree is written back as the user, and becomes an entry of the manifest. Knows files, entries
+ * and their order; does not know how the record came to be, nor who reads the manifest.
  *
- * File systems of this machine need nothing: every process here sees one truth. On others (NFS) what changed since the start is
- * looked for, in the working directory (to the bottom, bounded) and in the directories that arguments name, and is fsynced as the
- * user. This finds what commands are told to write, not all that they could: hence the word "approximate". How the list is
- * found is flush_tree's matter alone; a tracer of write-opens can take its place. */
+ * File systems of one machine need no write-back: every process there sees one truth. On NFS a fresh descriptor's fsync stores
+ * what any process wrote, stores through mmap after the last close included. Numbers are read after it. */
 #include "agent/runner.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
-#include <time.h>
 #include <unistd.h>
 
-#define MAX_ENTRIES 4096
-#define MAX_DEPTH 32
-#define CLOCK_SLACK_SECONDS 2 /* file times are the server's */
+#include "coherence/view.h"
 
-struct scan {
-    struct outputs found;
-    struct timespec since;
-    unsigned entries;
-    bool always;
-    const char *last; /* the directory looked at last: objects of one directory come in rows */
-    size_t last_size;
+enum { MAX_MANIFEST = 16 * 1024 * 1024, MAX_READ = 256, MAX_BELOW = 65536 };
+
+struct written {
+    char *path; /* real, as the tree's other hosts write it */
+    size_t above; /* length of its directory's path */
+    unsigned flags;
 };
 
-static bool is_coherent(int fd)
+struct list {
+    struct written *all;
+    size_t count, room;
+};
+
+struct buffer {
+    char *data;
+    size_t size, room;
+};
+
+struct work {
+    const struct spec *spec;
+    const char *scratch;
+    struct outputs result;
+    struct list outputs, directories, read;
+    struct buffer entries;
+    char **real_roots;
+    char last[PATH_ROOM], last_real[PATH_ROOM]; /* the directory resolved last: outputs come in rows */
+};
+
+/* ---- lists ---- */
+
+static void list_add(struct list *list, const char *path, unsigned flags)
 {
-    static const unsigned long local[] = {
-        0xEF53 /* ext2-4 */,       0x58465342 /* xfs */,  0x9123683E /* btrfs */, 0x01021994 /* tmpfs */, 0x794C7630 /* overlay */,
-        0x2FC12FC1 /* zfs */,      0xF2F52010 /* f2fs */, 0x858458F6 /* ramfs */, 0xCA451A4E /* bcachefs */};
-    struct statfs fs;
-    if (fstatfs(fd, &fs) != 0)
-        return false;
-    for (size_t i = 0; i < sizeof local / sizeof *local; i++)
-        if (((unsigned long)fs.f_type & 0xFFFFFFFFul) == local[i])
-            return true;
-    return false;
+    if (list->count == list->room) {
+        size_t room = list->room ? list->room * 2 : 64;
+        struct written *all = realloc(list->all, room * sizeof *all);
+        if (!all)
+            return;
+        list->all = all;
+        list->room = room;
+    }
+    char *copy = strdup(path);
+    const char *slash = copy ? strrchr(copy, '/') : NULL;
+    if (slash)
+        list->all[list->count++] = (struct written){copy, slash == copy ? 1 : (size_t)(slash - copy), flags};
+    else
+        free(copy);
 }
 
-static bool is_new(const struct scan *scan, const struct stat *st)
+/* By directory, then by name; so a directory comes before those in it. */
+static int compare(const void *left, const void *right)
 {
-    return st->st_mtim.tv_sec > scan->since.tv_sec ||
-           (st->st_mtim.tv_sec == scan->since.tv_sec && st->st_mtim.tv_nsec >= scan->since.tv_nsec);
+    const struct written *a = left, *b = right;
+    size_t both = a->above < b->above ? a->above : b->above;
+    int order = memcmp(a->path, b->path, both);
+    if (order == 0)
+        order = (a->above > b->above) - (a->above < b->above);
+    return order ? order : strcmp(a->path + a->above, b->path + b->above);
 }
 
-/* EINVAL and EROFS say that there is nothing to write back; every other error is the loss of an output. */
-static void sync_one(struct scan *scan, int fd, const char *name)
+/* Sorts, and makes one of those that name one path: it was absent only if every mention says so. */
+static void list_unify(struct list *list)
 {
-    scan->found.count++;
-    if (fsync(fd) == 0 || errno == EINVAL || errno == EROFS || scan->found.error)
-        return;
-    scan->found.error = errno;
-    snprintf(scan->found.path, sizeof scan->found.path, "%s", name);
+    size_t kept = 0;
+    if (list->count)
+        qsort(list->all, list->count, sizeof *list->all, compare);
+    for (size_t i = 0; i < list->count; i++) {
+        struct written *last = kept ? &list->all[kept - 1] : NULL;
+        if (last && strcmp(last->path, list->all[i].path) == 0) {
+            last->flags = ((last->flags | list->all[i].flags) & ~REC_ABSENT) | (last->flags & list->all[i].flags & REC_ABSENT);
+            free(list->all[i].path);
+        } else {
+            list->all[kept++] = list->all[i];
+        }
+    }
+    list->count = kept;
 }
 
-static void sync_file(struct scan *scan, int directory, const char *name)
+static void list_free(struct list *list)
 {
-    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES)
-        fd = openat(directory, name, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    for (size_t i = 0; i < list->count; i++)
+        free(list->all[i].path);
+    free(list->all);
+}
+
+/* ---- where a path leads ---- */
+
+/* Follows links, the last one too. False when nothing is there. */
+static bool real_path(const char *path, char out[PATH_ROOM])
+{
+    char link[64];
+    int fd = open(path, O_PATH | O_CLOEXEC);
     if (fd < 0)
-        return; /* gone again, or not this user's to open: then it is not this command's either */
-    sync_one(scan, fd, name);
+        return false;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t size = readlink(link, out, PATH_ROOM - 1);
+    close(fd);
+    if (size > 0)
+        out[size] = '\0';
+    return size > 0 && out[0] == '/';
+}
+
+/* A root may be a link, and lead elsewhere on each host: below it paths are written with its name. */
+static void name_by_root(const struct work *work, char path[PATH_ROOM])
+{
+    char named[PATH_ROOM];
+    for (size_t i = 0; !spec_is_shared(work->spec, path) && i < work->spec->root_count; i++)
+        if (work->real_roots[i] && path_is_below(path, work->real_roots[i]) &&
+            path_join(named, sizeof named, "/", work->spec->roots[i]) &&
+            path_join(named, sizeof named, named, path[strlen(work->real_roots[i])] ? path + strlen(work->real_roots[i]) + 1 : "."))
+            strcpy(path, named);
+}
+
+/* Follows the links on the way to the last name, not that itself. False when its directory is there no more. */
+static bool resolve(struct work *work, const char *path, char out[PATH_ROOM])
+{
+    char above[PATH_ROOM];
+    const char *name = strrchr(path, '/') + 1;
+    size_t size = (size_t)(name - path);
+    if (*name == '\0' || strcmp(name, "..") == 0)
+        return real_path(path, out);
+    memcpy(above, path, size);
+    above[size > 1 ? size - 1 : 1] = '\0';
+    if (strcmp(above, work->last) != 0) {
+        work->last[0] = '\0';
+        if (!real_path(above, work->last_real))
+            return false;
+        strcpy(work->last, above);
+    }
+    bool fits = path_join(out, PATH_ROOM, "/", work->last_real) && path_join(out, PATH_ROOM, out, name);
+    if (fits)
+        name_by_root(work, out);
+    return fits;
+}
+
+/* ---- gathering ---- */
+
+/* What a command leaves outside of the roots stays on this agent: its user should know. */
+static void count_escaped(struct work *work, const char *path, unsigned flags)
+{
+    struct stat st;
+    if (!(flags & REC_DATA) || lstat(path, &st) != 0 || !S_ISREG(st.st_mode))
+        return;
+    if (work->result.escaped++ == 0)
+        snprintf(work->result.escaped_path, sizeof work->result.escaped_path, "%s", path);
+}
+
+static void gather(struct work *work, const char *path, unsigned flags);
+
+static void gather_file(void *to, const char *path) { gather(to, path, REC_DATA); }
+static void gather_directory(void *to, const char *path) { gather(to, path, REC_MADE); }
+
+/* What was written to, or touched, through a link is what the link leads to. */
+static void gather_behind(struct work *work, const char *path, unsigned flags)
+{
+    char target[PATH_ROOM], again[PATH_ROOM];
+    struct stat st;
+    if (lstat(path, &st) != 0)
+        return;
+    if (S_ISLNK(st.st_mode) && flags & (REC_DATA | REC_TOUCHED) && real_path(path, target) && resolve(work, target, again)) {
+        if (spec_is_shared(work->spec, again))
+            list_add(&work->outputs, again, REC_DATA);
+        else
+            count_escaped(work, again, flags);
+    }
+    if (S_ISDIR(st.st_mode) && flags & REC_PLACED) /* all of it has a new name */
+        scan_all(path, MAX_BELOW, &(struct found){work, gather_file, gather_directory});
+}
+
+static void gather(struct work *work, const char *path, unsigned flags)
+{
+    char real[PATH_ROOM];
+    if (!resolve(work, path, real))
+        return; /* gone with its directory, which tells for it */
+    if (spec_is_shared(work->spec, real))
+        list_add(&work->outputs, real, flags);
+    else
+        count_escaped(work, real, flags);
+    if (flags & (REC_DATA | REC_TOUCHED | REC_PLACED))
+        gather_behind(work, real, flags);
+}
+
+/* ---- telling ---- */
+
+static void fail(struct work *work, const char *path, int error)
+{
+    if (work->result.error)
+        return;
+    work->result.error = error;
+    snprintf(work->result.path, sizeof work->result.path, "%s", path);
+}
+
+/* Adds an entry. False when the manifest is full: then its directory has to do. */
+static bool tell(struct work *work, const struct entry *entry)
+{
+    struct buffer *to = &work->entries;
+    if (to->size + MANIFEST_PATH_BYTES + 128 > to->room) {
+        size_t room = to->room ? to->room * 2 : 64 * 1024;
+        char *data = room <= MAX_MANIFEST ? realloc(to->data, room) : NULL;
+        if (!data)
+            return false;
+        to->data = data;
+        to->room = room;
+    }
+    to->size += entry_write(to->data + to->size, to->room - to->size, entry);
+    return true;
+}
+
+static void mark_directory(struct work *work, const char *path, size_t length)
+{
+    char above[PATH_ROOM];
+    const struct list *list = &work->directories;
+    const char *last = list->count ? list->all[list->count - 1].path : "";
+    if (strncmp(last, path, length) == 0 && last[length] == '\0')
+        return;
+    memcpy(above, path, length);
+    above[length] = '\0';
+    if (spec_is_shared(work->spec, above))
+        list_add(&work->directories, above, 0);
+}
+
+static void mark_read(void *to, const char *directory)
+{
+    struct work *work = to;
+    char path[PATH_ROOM], real[PATH_ROOM];
+    if (work->read.count >= MAX_READ || !path_join(path, sizeof path, work->spec->cwd, directory) || strcmp(path, work->last) == 0)
+        return;
+    strcpy(work->last, path);
+    if (!real_path(path, work->last_real) || !path_join(real, sizeof real, "/", work->last_real))
+        return;
+    name_by_root(work, real);
+    bool known = !spec_is_shared(work->spec, real);
+    for (size_t i = 0; !known && i < work->read.count; i++)
+        known = strcmp(work->read.all[i].path, real) == 0;
+    if (!known)
+        list_add(&work->read, real, 0);
+}
+
+/* Is it this user's disk that is full, or the tree that is broken, and not just a file that is not this user's to open? */
+static bool is_loss(int error)
+{
+    return error != ENOENT && error != ENOTDIR && error != EACCES && error != EPERM && error != ELOOP && error != ENXIO && error != ESTALE;
+}
+
+/* A descriptor by which the file can be written back. Opening to read asks for least; what may only be written will do. */
+static int open_output(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    return fd < 0 && errno == EACCES ? open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC) : fd;
+}
+
+/* For a file that may not be opened any more: everything its file system holds back. */
+static void write_back_all(struct work *work, const char *path, size_t above)
+{
+    char directory[PATH_ROOM];
+    memcpy(directory, path, above);
+    directory[above] = '\0';
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (!view_is_coherent(fd) && syncfs(fd) != 0 && is_loss(errno))
+        fail(work, path, errno);
     close(fd);
 }
 
-/* Looks through an open directory and closes it. */
-static void flush_tree(struct scan *scan, int fd, int depth)
+static void write_back(struct work *work, const struct written *output)
+{
+    int fd = open_output(output->path);
+    if (fd < 0 && is_loss(errno))
+        fail(work, output->path, errno);
+    if (fd < 0) {
+        if (errno == EACCES || errno == EPERM)
+            write_back_all(work, output->path, output->above);
+        return;
+    }
+    /* EINVAL and EROFS say that there is nothing to write back; every other error is the loss of an output. */
+    if (!view_is_coherent(fd) && fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
+        fail(work, output->path, errno);
+    if (depfile_is_named(output->path))
+        depfile_read(fd, work, mark_read);
+    close(fd);
+}
+
+static void tell_file(struct work *work, const struct written *output, struct entry *entry)
 {
     struct stat st;
-    DIR *directory = is_coherent(fd) && !scan->always ? NULL : fdopendir(fd);
-    if (!directory) {
-        close(fd);
-        return;
+    if (lstat(output->path, &st) == 0 && S_ISREG(st.st_mode)) {
+        work->result.count++;
+        write_back(work, output);
+        if (!view_entry(entry, output->path, false))
+            return;
     }
-    scan->found.word = "approximate";
-    if (fstat(fd, &st) == 0 && is_new(scan, &st))
-        sync_one(scan, fd, ".");
-    for (struct dirent *entry; scan->entries < MAX_ENTRIES && (entry = readdir(directory));) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        scan->entries++;
-        if (fstatat(fd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-            continue;
-        if (S_ISREG(st.st_mode) && is_new(scan, &st))
-            sync_file(scan, fd, entry->d_name);
-        if (S_ISDIR(st.st_mode) && depth > 0) {
-            int inner = openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-            if (inner >= 0)
-                flush_tree(scan, inner, depth - 1);
-        }
-    }
-    closedir(directory);
+    if (!tell(work, entry))
+        mark_directory(work, output->path, output->above);
 }
 
-static void flush_directory(struct scan *scan, int cwd, const char *path, int depth)
+static void tell_output(struct work *work, const struct written *output)
 {
-    int fd = openat(cwd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0)
-        flush_tree(scan, fd, depth);
+    struct entry entry;
+    bool known = view_entry(&entry, output->path, false);
+    if (output->flags & REC_NAME)
+        mark_directory(work, output->path, output->above);
+    if (!known) /* not this user's to look at */
+        return;
+    if (entry.kind == MANIFEST_DIRECTORY)
+        mark_directory(work, output->path, strlen(output->path));
+    else if (entry.kind == MANIFEST_FILE)
+        tell_file(work, output, &entry);
+    else if (!(output->flags & REC_ABSENT) && output->flags & ~REC_TOUCHED && !tell(work, &entry))
+        mark_directory(work, output->path, output->above);
 }
 
-/* The directory of an argument that looks like a path: "a/b", "-oa/b", "@a/b". */
-static void flush_argument(struct scan *scan, int cwd, const char *argument)
+/* Directories come last, so that the server's numbers hold all that was done, and go to the front, those above first. */
+static void tell_directories(struct work *work)
 {
-    const char *path = argument[0] == '@' ? argument + 1 : argument;
-    if (argument[0] == '-')
-        path = strlen(argument) > 2 ? argument + 2 : "";
-    const char *slash = strrchr(path, '/');
-    if (!slash || slash == path || slash - path >= PATH_MAX)
-        return;
-    size_t size = (size_t)(slash - path);
-    if (size == scan->last_size && memcmp(path, scan->last, size) == 0)
-        return;
-    scan->last = path;
-    scan->last_size = size;
-    char *directory = strndup(path, size);
-    if (directory)
-        flush_directory(scan, cwd, directory, 0);
-    free(directory);
+    struct buffer files = work->entries;
+    struct entry entry;
+    work->entries = (struct buffer){0};
+    list_unify(&work->directories);
+    for (size_t i = 0; i < work->directories.count; i++)
+        if (view_entry(&entry, work->directories.all[i].path, true) && entry.kind == MANIFEST_DIRECTORY)
+            tell(work, &entry);
+    for (size_t i = 0; i < work->read.count; i++)
+        tell(work, &(struct entry){.kind = MANIFEST_READ, .path = work->read.all[i].path});
+    size_t front = work->entries.size;
+    char *whole = realloc(work->entries.data, front + files.size + 1);
+    if (whole && files.size)
+        memcpy(whole + front, files.data, files.size);
+    work->entries.data = whole;
+    work->result.manifest = whole;
+    work->result.manifest_size = whole ? front + files.size : 0;
+    free(files.data);
 }
 
-struct outputs outputs_flush(const struct spec *spec, struct timespec started)
+static void find_roots(struct work *work)
 {
-    struct scan scan = {.found = {.word = "coherent"}, .since = started, .always = spec->views};
-    scan.since.tv_sec -= CLOCK_SLACK_SECONDS;
-    bool user = identity_assume(spec);
-    int cwd = user ? open(spec->cwd, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (cwd >= 0) {
-        /* Named directories first: the bound must not cut off what the command was told to write. */
-        for (size_t i = 0; i < spec->path_count; i++)
-            flush_directory(&scan, cwd, spec->paths[i], 0);
-        for (const char **argument = spec->argv + 1; *argument; argument++)
-            flush_argument(&scan, cwd, *argument);
-        flush_directory(&scan, cwd, ".", MAX_DEPTH);
-        close(cwd);
+    char real[PATH_ROOM];
+    work->real_roots = calloc(work->spec->root_count + 1, sizeof *work->real_roots);
+    for (size_t i = 0; work->real_roots && i < work->spec->root_count; i++)
+        work->real_roots[i] = real_path(work->spec->roots[i], real) && real[1] ? strdup(real) : NULL;
+}
+
+static void forget(struct work *work)
+{
+    for (size_t i = 0; i < work->spec->root_count; i++)
+        free(work->real_roots[i]);
+    free(work->real_roots);
+    list_free(&work->outputs);
+    list_free(&work->directories);
+    list_free(&work->read);
+}
+
+struct outputs outputs_flush(const struct spec *spec, const struct trace *trace, struct timespec started)
+{
+    static struct work work;
+    work = (struct work){.spec = spec, .scratch = trace->scratch, .result = {.word = trace->why ? "approximate" : "exact"}};
+    if (!identity_assume(spec)) {
+        identity_drop(spec);
+        fail(&work, spec->cwd, EPERM);
+        return work.result;
     }
+    find_roots(&work);
+    for (size_t i = 0; work.real_roots && i < trace->record.count; i++)
+        gather(&work, trace->record.paths[i].path, trace->record.paths[i].flags);
+    if (trace->why && work.real_roots) {
+        scan_job(spec, started, &(struct found){&work, gather_file, gather_directory});
+        write_back_all(&work, spec->cwd, strlen(spec->cwd));
+    }
+    list_unify(&work.outputs);
+    for (size_t i = 0; i < work.outputs.count; i++)
+        tell_output(&work, &work.outputs.all[i]);
+    tell_directories(&work);
+    forget(&work);
     identity_drop(spec);
-    return scan.found;
+    return work.result;
+}
+
+size_t outputs_piece(const char *at, size_t left)
+{
+    if (left <= MANIFEST_PIECE_BYTES)
+        return left;
+    size_t size = MANIFEST_PIECE_BYTES;
+    while (size > 0 && at[size - 1] != '\0')
+        size--;
+    return size;
 }

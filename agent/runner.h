@@ -64,6 +64,7 @@ struct spec {
     bool namespaces;   /* hold the tree in a PID namespace; else by reaping */
     bool views;        /* record what the command writes; make this host's view agree with the entries first */
     bool refresh;      /* and with the server, whatever is cached near the job */
+    bool unheard;      /* start it without a recorder: it has one of its own */
     const char **roots, **paths;
     size_t root_count, path_count;
     /* the submitter's claims */
@@ -91,15 +92,17 @@ void spec_set_env(struct spec *spec, const char *assignment);
 
 /* ---- command.c: from a forked child to the command ---- */
 
-enum stage { STAGE_SETUP = 1, STAGE_CWD, STAGE_EXEC };
+enum stage { STAGE_SETUP = 1, STAGE_CWD, STAGE_EXEC, STAGE_HEARD /* no failure: with it comes the listener, or why there is none */ };
 
 struct failure {
     int stage, error;
     char what[32];
 };
 
-/* Becomes the command; on failure writes a struct failure to report_fd and exits. */
+/* Becomes the command; on failure writes a struct failure to report_fd and exits. The recorder's listener goes there too. */
 _Noreturn void command_become(const struct spec *spec, const int stdio[3], int report_fd);
+/* The runner's end of it: the next word, and the descriptor that came with it, or -1. False when there is none. */
+bool command_report(int report_fd, struct failure *word, int *listener);
 
 /* ---- identity.c: acting as the submitter inside the runner ---- */
 
@@ -161,6 +164,8 @@ struct streams {
 
 /* Opens the runner's and the command's ends. False with errno. */
 bool streams_open(struct streams *streams, const struct spec *spec, int command_ends[3]);
+/* Once more, for a command that is started again: what it has not read of stdin is still there. */
+bool streams_open_again(struct streams *streams, const struct spec *spec, int command_ends[3]);
 void streams_close_command_ends(int command_ends[3]);
 /* Bytes of stdin from the agent; size 0 is end of file. */
 void input_add(struct input *in, uint64_t offset, const char *data, size_t size);
@@ -175,6 +180,22 @@ void input_close(struct input *in);
 ssize_t output_read(struct output *out, char *data, size_t room);
 bool output_ready_to_read(const struct output *out);
 void output_close(struct output *out);
+
+/* ---- hold.c: output held back for a moment ---- */
+
+enum { HOLD_BYTES = 32 * 1024 };
+
+struct hold {
+    bool open;        /* what comes is still held back */
+    int64_t until_ms; /* 0: nothing has come */
+    char *data[3];    /* 1 and 2 are used */
+    size_t size[3];   /* held, or on its way out once it is no longer open */
+};
+
+void hold_start(struct hold *hold, const struct spec *spec);
+void hold_release(struct hold *hold);
+/* As output_read, into it; it opens when it is full. */
+ssize_t hold_read(struct hold *hold, struct output *out, int stream, int64_t now_ms);
 
 /* ---- control.c: packets to and from the agent ---- */
 
@@ -195,17 +216,114 @@ ssize_t control_receive(struct control *control, char *packet, size_t room);
 /* Makes it and sets TMPDIR, unless the job's own lies on the shared tree. The path, "" when none was needed, or NULL with errno. */
 const char *scratch_make(struct spec *spec);
 void scratch_remove(const struct spec *spec, const char *path);
+/* The same directory, empty again. False with errno. */
+bool scratch_renew(const struct spec *spec, const char *path);
 
-/* ---- outputs.c: what the command wrote, made durable ---- */
+/* ---- record.c: what a command did to names ---- */
 
-struct outputs {
-    const char *word; /* "coherent" or "approximate" */
-    unsigned count;
-    int error; /* errno of a write-back that failed, or 0 */
-    char path[256];
+enum { PATH_ROOM = 4096 };
+
+enum {
+    REC_NAME = 1,      /* the name came, went, or names something else */
+    REC_DATA = 2,      /* it was opened for writing */
+    REC_MADE = 4,      /* made as something that holds no data: a directory, a link */
+    REC_WHOLE = 8,     /* emptied or put in place: what is in it now is all of this command's making */
+    REC_IN_PLACE = 16, /* changed as it was */
+    REC_LOST = 32,     /* removed, or moved away */
+    REC_PLACED = 64,   /* something else was moved here */
+    REC_TOUCHED = 128, /* its mode, owner or times were changed */
+    REC_ABSENT = 256,  /* it was not there before the command first touched it */
 };
 
-/* Flushes what was written since `started` (wall clock). */
-struct outputs outputs_flush(const struct spec *spec, struct timespec started);
+struct recorded {
+    char *path;
+    uint32_t hash;
+    unsigned flags;
+};
+
+struct record {
+    struct recorded *paths; /* in the order of their first mention */
+    size_t count, slot_count, text;
+    uint32_t *slots;
+};
+
+struct recorded *record_find(const struct record *record, const char *path);
+/* Adds a path that is not in it. NULL when there is no room. */
+struct recorded *record_add(struct record *record, const char *path);
+/* May what it says be done once more, by running the command again? */
+bool record_may_repeat(const struct record *record);
+void record_clear(struct record *record);
+/* Writes the absolute path without "." and doubled slashes. False when it is too long. */
+bool path_join(char *out, size_t room, const char *directory, const char *path);
+bool path_is_below(const char *path, const char *root);
+
+/* ---- trace.c: hearing what the tree writes ---- */
+
+struct trace {
+    int listener;        /* -1: nothing is heard (any more) */
+    const char *why;     /* what could not be heard, or NULL */
+    const char *scratch; /* the private TMPDIR is nobody else's business */
+    bool wants_listener; /* the command asked for a seccomp listener of its own */
+    bool may_start_over; /* then its call is not answered, for it is killed and started again without ours */
+    struct record record;
+};
+
+/* In the child that becomes the command, last of all: the listener's descriptor, or -1 with errno. */
+int trace_install(void);
+void trace_start(struct trace *trace, int listener);
+/* Answers one call, which waits. False when there is nothing left to hear. */
+bool trace_hear(struct trace *trace, const struct spec *spec);
+/* From here on the record is not the whole truth. */
+void trace_doubt(struct trace *trace, const char *why);
+void trace_end(struct trace *trace);
+
+/* ---- outputs.c: what the command wrote, made durable and told ---- */
+
+struct outputs {
+    const char *word; /* "coherent", "exact" or "approximate" */
+    unsigned count;   /* files written */
+    int error;        /* errno of a write-back that failed, or 0 */
+    char path[256];
+    unsigned escaped; /* files left outside of the roots */
+    char escaped_path[256];
+    char *manifest; /* entries, each whole */
+    size_t manifest_size;
+};
+
+/* Writes back, as the user, what the record names, and where it is in doubt what was written since `started` (wall clock). */
+struct outputs outputs_flush(const struct spec *spec, const struct trace *trace, struct timespec started);
+/* The next piece of a manifest: how many of these bytes, ending with an entry, fit in a packet. */
+size_t outputs_piece(const char *at, size_t left);
+
+/* ---- revalidate.c: this agent's view of the shared tree ---- */
+
+/* Makes the view agree with what came with the spec. False with a reason: the command must not start here. */
+bool revalidate_before(const struct spec *spec, unsigned *stale, char reason[MAX_REASON]);
+/* After a failure: how much of what the job looked at was not as the server has it. */
+unsigned revalidate_after_failure(const struct spec *spec);
+
+/* ---- scan.c: what was written, found by time stamps ---- */
+
+struct found {
+    void *to;
+    void (*file)(void *to, const char *path);
+    void (*directory)(void *to, const char *path);
+};
+
+/* Looks, as the current user, in the directories that the job names, and below its working directory. */
+void scan_job(const struct spec *spec, struct timespec since, const struct found *found);
+/* Everything at and below a directory, not following links, at most `most` names. */
+void scan_all(const char *directory, unsigned most, const struct found *found);
+
+/* ---- depfile.c: which directories a command read from ---- */
+
+bool depfile_is_named(const char *path);
+/* Calls `found` with the directory of each prerequisite, as written; often with the same one in a row. */
+void depfile_read(int fd, void *to, void (*found)(void *to, const char *directory));
+
+/* ---- roots ---- */
+
+/* Does it lie on the shared tree? */
+bool spec_is_shared(const struct spec *spec, const char *path);
 
 #endif

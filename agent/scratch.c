@@ -14,21 +14,10 @@
 #define MAX_DEPTH 100   /* directories are held open on the way down */
 #define MAX_ROUNDS 1000 /* each takes MAX_DEPTH levels off */
 
-static bool lies_under(const char *path, const char *root)
-{
-    size_t length = strlen(root);
-    while (length > 0 && root[length - 1] == '/')
-        length--;
-    return strncmp(path, root, length) == 0 && (path[length] == '/' || path[length] == '\0');
-}
-
 static bool is_shared_directory(const struct spec *spec, const char *path)
 {
     struct stat st;
-    bool shared = false;
-    for (size_t i = 0; i < spec->root_count; i++)
-        shared |= lies_under(path, spec->roots[i]);
-    return shared && path[0] == '/' && stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    return spec_is_shared(spec, path) && path[0] == '/' && stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 static bool set_variables(struct spec *spec, const char *path)
@@ -58,6 +47,12 @@ const char *scratch_make(struct spec *spec)
         return NULL;
     }
     return path;
+}
+
+bool scratch_renew(const struct spec *spec, const char *path)
+{
+    scratch_remove(spec, path);
+    return path[0] == '\0' || (mkdir(path, 0700) == 0 && (!spec->become || lchown(path, spec->uid, spec->gid) == 0));
 }
 
 /* Empties the directory and closes it. What lies too deep is moved to `top`; false when there is such, and it is to be emptied again. */

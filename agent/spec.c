@@ -210,3 +210,11 @@ void spec_set_env(struct spec *spec, const char *assignment)
     if (i == spec->env_count)
         spec->env_count++;
 }
+
+bool spec_is_shared(const struct spec *spec, const char *path)
+{
+    bool shared = false;
+    for (size_t i = 0; i < spec->root_count; i++)
+        shared |= path_is_below(path, spec->roots[i]);
+    return shared;
+}

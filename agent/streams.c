@@ -78,6 +78,16 @@ static bool open_output(struct output *out, const struct spec *spec, enum stdio_
     return true;
 }
 
+static bool open_outputs(struct streams *streams, const struct spec *spec, int command_ends[3])
+{
+    bool done = open_output(&streams->out[1], spec, spec->stdio[1], &command_ends[1]);
+    if (done && spec->stdio[2] != STDIO_SAME)
+        return open_output(&streams->out[2], spec, spec->stdio[2], &command_ends[2]);
+    if (done && command_ends[1] >= 0)
+        done = (command_ends[2] = fcntl(command_ends[1], F_DUPFD_CLOEXEC, 0)) >= 0;
+    return done;
+}
+
 bool streams_open(struct streams *streams, const struct spec *spec, int command_ends[3])
 {
     *streams = (struct streams){.in = {.write_fd = -1, .read_fd = -1}, .out = {{.fd = -1}, {.fd = -1}, {.fd = -1}}};
@@ -85,12 +95,21 @@ bool streams_open(struct streams *streams, const struct spec *spec, int command_
         command_ends[i] = -1;
     bool done = spec->stdio[0] == STDIO_STREAM ? open_input(&streams->in, spec, &command_ends[0])
                                                : spec->stdio[0] == STDIO_CLOSED || (command_ends[0] = dev_null(O_RDONLY)) >= 0;
-    done = done && open_output(&streams->out[1], spec, spec->stdio[1], &command_ends[1]);
-    if (done && spec->stdio[2] != STDIO_SAME)
-        return open_output(&streams->out[2], spec, spec->stdio[2], &command_ends[2]);
-    if (done && command_ends[1] >= 0)
-        done = (command_ends[2] = fcntl(command_ends[1], F_DUPFD_CLOEXEC, 0)) >= 0;
-    return done;
+    return done && open_outputs(streams, spec, command_ends);
+}
+
+bool streams_open_again(struct streams *streams, const struct spec *spec, int command_ends[3])
+{
+    for (int i = 0; i < 3; i++) {
+        output_close(&streams->out[i]);
+        streams->out[i] = (struct output){.fd = -1};
+        command_ends[i] = -1;
+    }
+    if (spec->stdio[0] == STDIO_STREAM)
+        command_ends[0] = fcntl(streams->in.read_fd, F_DUPFD_CLOEXEC, 0);
+    else if (spec->stdio[0] != STDIO_CLOSED)
+        command_ends[0] = dev_null(O_RDONLY);
+    return (command_ends[0] >= 0 || spec->stdio[0] == STDIO_CLOSED) && open_outputs(streams, spec, command_ends);
 }
 
 void streams_close_command_ends(int command_ends[3])

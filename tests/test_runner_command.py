@@ -119,6 +119,7 @@ def test_usage_is_reported(bench: Bench) -> None:
 
 @pytest.mark.parametrize("views", [False, True])
 def test_outputs_are_flushed(bench: Bench, views: bool) -> None:
+    bench.roots = (str(bench.folder),)
     (bench.folder / "named").mkdir()
     (bench.folder / "other").mkdir()
     old = bench.cwd / "old"
@@ -128,9 +129,8 @@ def test_outputs_are_flushed(bench: Bench, views: bool) -> None:
     named = bench.folder / "named" / "object.o"
     script = f"echo x > new; mkdir -p sub; echo y > sub/deep; echo z > $0; echo w > {bench.folder}/other/o"
     end = bench.run("/bin/sh", "-c", script, str(named), paths=[str(bench.folder / "other")], views=views).finish()
-    assert end.text("outputs") == ("approximate" if views else "coherent")
-    files, folders = 4, 4  # cwd, sub, named, other
-    assert end.number("outputs_count") == (files + folders if views else 0)
+    assert end.text("outputs") == ("exact" if views else "coherent")
+    assert end.number("outputs_count") == (4 if views else 0)
 
 
 @ROOT_ONLY

@@ -1,0 +1,122 @@
+/* What a command did to names: a set of paths with flags, bounded. Knows strings; does not know how they were learned (trace.c),
+ * nor what is done about them (outputs.c). Paths are absolute, without "." and doubled slashes; ".." stays, since only the
+ * kernel can say where it leads. */
+#include "agent/runner.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { FIRST_SLOTS = 256, MAX_PATHS = 65536, MAX_TEXT = 16 * 1024 * 1024 };
+
+static uint32_t hash_of(const char *text)
+{
+    uint32_t hash = 2166136261u;
+    for (; *text; text++)
+        hash = (hash ^ (unsigned char)*text) * 16777619u;
+    return hash;
+}
+
+static uint32_t *slot_of(const struct record *record, const char *path, uint32_t hash)
+{
+    uint32_t at = hash & (record->slot_count - 1);
+    while (record->slots[at]) {
+        const struct recorded *one = &record->paths[record->slots[at] - 1];
+        if (one->hash == hash && strcmp(one->path, path) == 0)
+            break;
+        at = (at + 1) & (record->slot_count - 1);
+    }
+    return &record->slots[at];
+}
+
+/* The table is at most half full, the list as long as half the table. */
+static bool grow(struct record *record)
+{
+    size_t slots = record->slot_count ? record->slot_count * 2 : FIRST_SLOTS;
+    uint32_t *table = calloc(slots, sizeof *table);
+    struct recorded *paths = table ? realloc(record->paths, slots / 2 * sizeof *paths) : NULL;
+    if (!paths) {
+        free(table);
+        return false;
+    }
+    free(record->slots);
+    record->slots = table;
+    record->slot_count = slots;
+    record->paths = paths;
+    for (size_t i = 0; i < record->count; i++)
+        *slot_of(record, paths[i].path, paths[i].hash) = (uint32_t)i + 1;
+    return true;
+}
+
+struct recorded *record_find(const struct record *record, const char *path)
+{
+    uint32_t found = record->slot_count ? *slot_of(record, path, hash_of(path)) : 0;
+    return found ? &record->paths[found - 1] : NULL;
+}
+
+struct recorded *record_add(struct record *record, const char *path)
+{
+    size_t size = strlen(path) + 1;
+    if (record->count == MAX_PATHS || record->text + size > MAX_TEXT)
+        return NULL;
+    if (record->count * 2 >= record->slot_count && !grow(record))
+        return NULL;
+    char *copy = strdup(path);
+    if (!copy)
+        return NULL;
+    record->text += size;
+    uint32_t hash = hash_of(path);
+    record->paths[record->count] = (struct recorded){.path = copy, .hash = hash};
+    *slot_of(record, copy, hash) = (uint32_t)++record->count;
+    return &record->paths[record->count - 1];
+}
+
+/* Is what was done so far undone by doing it again? Names that were not there before may come again, and files that are made
+ * or emptied as a whole; what was changed in place, or taken away and not made anew, may not. */
+bool record_may_repeat(const struct record *record)
+{
+    for (size_t i = 0; i < record->count; i++) {
+        unsigned flags = record->paths[i].flags;
+        if (!(flags & REC_ABSENT) && (flags & REC_IN_PLACE || (flags & REC_LOST && !(flags & REC_WHOLE))))
+            return false;
+    }
+    return true;
+}
+
+void record_clear(struct record *record)
+{
+    for (size_t i = 0; i < record->count; i++)
+        free(record->paths[i].path);
+    free(record->paths);
+    free(record->slots);
+    *record = (struct record){0};
+}
+
+bool path_join(char *out, size_t room, const char *directory, const char *path)
+{
+    size_t used = 0;
+    const char *parts[2] = {path[0] == '/' ? "" : directory, path};
+    for (int i = 0; i < 2; i++)
+        for (const char *at = parts[i]; *at;) {
+            size_t length = strcspn(at, "/");
+            if (length > 0 && !(length == 1 && at[0] == '.')) {
+                if (used + length + 2 > room)
+                    return false;
+                out[used++] = '/';
+                memmove(out + used, at, length); /* both may be the same place */
+                used += length;
+            }
+            at += length + (at[length] == '/');
+        }
+    if (used == 0)
+        out[used++] = '/';
+    out[used] = '\0';
+    return true;
+}
+
+bool path_is_below(const char *path, const char *root)
+{
+    size_t length = strlen(root);
+    while (length > 0 && root[length - 1] == '/')
+        length--;
+    return strncmp(path, root, length) == 0 && (path[length] == '/' || path[length] == '\0');
+}

@@ -1,0 +1,196 @@
+/* This agent's view of the shared tree, made to agree before the command starts, and looked at again when it has failed.
+ * Knows which entries and directories concern a job; how a view is looked at and healed is coherence/view.c's matter.
+ * Everything is done as the user, and only below the roots: a submitter's entries make the agent touch nothing else. */
+#include "agent/runner.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "coherence/view.h"
+
+enum { REFRESH_NAMES = 50000, LOOK_AGAIN_NAMES = 10000, MAX_ASKED = 64, MAX_RESPONSE = 1024 * 1024 };
+
+struct entries_view {
+    const char *data;
+    size_t size;
+    char *copy; /* of those below the roots, where others were among them */
+};
+
+/* The entries below the roots. */
+static struct entries_view below_roots(const struct spec *spec, const char *piece, size_t size)
+{
+    struct entries_view out = {.data = piece, .size = size};
+    struct entries rest = entries_of(piece, size);
+    size_t kept = 0;
+    const char *start = rest.at;
+    for (struct entry entry; entries_next(&rest, &entry); start = rest.at) {
+        bool shared = spec_is_shared(spec, entry.path);
+        if (!shared && !out.copy && (out.copy = malloc(size))) {
+            kept = (size_t)(start - piece);
+            memcpy(out.copy, piece, kept);
+        }
+        if (shared && out.copy) {
+            memcpy(out.copy + kept, start, (size_t)(rest.at - start));
+            kept += (size_t)(rest.at - start);
+        }
+    }
+    if (rest.at != rest.end) /* malformed: let it be seen as such */
+        return out;
+    if (out.copy)
+        out = (struct entries_view){out.copy, kept, out.copy};
+    return out;
+}
+
+/* The submitter's first entry is its working directory: the same path must lead to the same directory here. */
+static bool is_same_tree(const struct spec *spec)
+{
+    struct entries rest = entries_of(spec->seen, spec->seen_size);
+    struct entry theirs, ours;
+    if (!entries_next(&rest, &theirs) || theirs.kind != MANIFEST_DIRECTORY || theirs.ino == 0 || !spec_is_shared(spec, theirs.path))
+        return true;
+    int fd = open(theirs.path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool numbers = fd >= 0 && view_numbers_agree(fd);
+    if (fd >= 0)
+        close(fd);
+    if (!numbers || !view_entry(&ours, theirs.path, false) || ours.ino == theirs.ino)
+        return true;
+    return !view_entry(&ours, theirs.path, true) || ours.ino == theirs.ino;
+}
+
+/* ---- response files: what is named in them is named by the command ---- */
+
+struct asked {
+    const struct spec *spec;
+    unsigned count;
+    char last[PATH_ROOM];
+};
+
+static void ask_directory(struct asked *asked, const char *word)
+{
+    char path[PATH_ROOM];
+    struct entry entry;
+    const char *slash = strrchr(word, '/');
+    if (word[0] == '-' && word[1])
+        word += 2;
+    if (asked->count == MAX_ASKED || !slash || slash <= word || !path_join(path, sizeof path, asked->spec->cwd, word))
+        return;
+    *strrchr(path, '/') = '\0';
+    if (strcmp(path, asked->last) == 0 || !spec_is_shared(asked->spec, path))
+        return;
+    strcpy(asked->last, path);
+    asked->count++;
+    view_entry(&entry, path, true);
+}
+
+static void ask_words(struct asked *asked, char *text)
+{
+    char word[PATH_ROOM];
+    for (char *at = text; *at && asked->count < MAX_ASKED;) {
+        size_t size = 0;
+        char quote = '\0';
+        for (; *at && (quote || !isspace((unsigned char)*at)); at++) {
+            if (*at == quote || (!quote && (*at == '"' || *at == '\'')))
+                quote = quote ? '\0' : *at;
+            else if (size + 1 < sizeof word)
+                word[size++] = *at;
+        }
+        word[size] = '\0';
+        ask_directory(asked, word);
+        at += *at != '\0';
+    }
+}
+
+static void ask_response_file(struct asked *asked, const char *name)
+{
+    char path[PATH_ROOM];
+    struct stat st;
+    int fd = path_join(path, sizeof path, asked->spec->cwd, name) && spec_is_shared(asked->spec, path)
+                 ? open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return;
+    size_t room = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= MAX_RESPONSE ? (size_t)st.st_size : 0;
+    char *text = malloc(room + 1);
+    ssize_t size = text ? read(fd, text, room) : -1;
+    if (size > 0) {
+        text[size] = '\0';
+        ask_words(asked, text);
+    }
+    free(text);
+    close(fd);
+}
+
+static void refresh(const struct spec *spec, struct view *view, unsigned most)
+{
+    char path[PATH_ROOM];
+    if (spec_is_shared(spec, spec->cwd))
+        view_refresh(view, spec->cwd, most);
+    for (size_t i = 0; i < spec->path_count; i++)
+        if (path_join(path, sizeof path, spec->cwd, spec->paths[i]) && spec_is_shared(spec, path) && !path_is_below(path, spec->cwd))
+            view_refresh(view, path, most);
+}
+
+/* Compares with what the submitter saw. False when that is malformed. */
+static bool compare_seen(const struct spec *spec, struct view *view)
+{
+    struct entries_view seen = below_roots(spec, spec->seen, spec->seen_size);
+    bool sound = view_compare(view, seen.data, seen.size);
+    free(seen.copy);
+    return sound;
+}
+
+static bool apply_journal(const struct spec *spec, struct view *view)
+{
+    struct entries_view journal = below_roots(spec, spec->journal, spec->journal_size);
+    bool sound = view_apply(view, journal.data, journal.size);
+    free(journal.copy);
+    return sound;
+}
+
+static bool bring_up_to_date(const struct spec *spec, struct view *view, char reason[MAX_REASON])
+{
+    struct asked asked = {.spec = spec};
+    if (!is_same_tree(spec)) {
+        snprintf(reason, MAX_REASON, "%.400s is another directory on this agent: mount the same tree at the same path", spec->cwd);
+        return false;
+    }
+    if (!compare_seen(spec, view) || !apply_journal(spec, view)) {
+        snprintf(reason, MAX_REASON, "the entries that came with it are malformed");
+        return false;
+    }
+    if (spec->refresh)
+        refresh(spec, view, REFRESH_NAMES);
+    for (const char **argument = spec->argv + 1; *argument; argument++)
+        if ((*argument)[0] == '@')
+            ask_response_file(&asked, *argument + 1);
+    if (view->unseen > 0)
+        snprintf(reason, MAX_REASON, "this agent still does not see %.255s as another host wrote it; look at its mount (dwrapctl doctor)", view->path);
+    return view->unseen == 0;
+}
+
+bool revalidate_before(const struct spec *spec, unsigned *stale, char reason[MAX_REASON])
+{
+    static struct view view;
+    view_start(&view);
+    bool good = identity_assume(spec) && bring_up_to_date(spec, &view, reason);
+    view_end(&view);
+    identity_drop(spec);
+    *stale += view.stale;
+    return good;
+}
+
+unsigned revalidate_after_failure(const struct spec *spec)
+{
+    static struct view view;
+    view_start(&view);
+    if (identity_assume(spec) && compare_seen(spec, &view))
+        refresh(spec, &view, LOOK_AGAIN_NAMES);
+    view_end(&view);
+    identity_drop(spec);
+    return view.stale;
+}

@@ -1,0 +1,357 @@
+/* What the command's tree writes, heard from the kernel: a seccomp filter stops the calls of calls.c until the runner, which
+ * holds the filter's listener, has read their paths; then they go on as if nothing had been. Whatever runs is heard: children,
+ * static programs, threads. It records and forbids nothing: a command that means to hide can. What cannot be heard is said
+ * in `why`. Does not know what the record is for.
+ *
+ * Not heard: i386's socketcall; 32-bit programs on aarch64; what a server outside of the tree writes on the command's behalf,
+ * save that a container engine is noticed by the name of its socket. */
+#include "agent/runner.h"
+#include "agent/calls.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/openat2.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+#define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
+#endif
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
+#endif
+#define SYNC_WAKE_UP 1ul
+#define X32_BIT 0x40000000u
+#define WRITER_FLAGS (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY))
+#define MAX_FILTER 1024
+
+#if defined __x86_64__
+static const struct { int abi; uint32_t arch; } heard[] = {{ABI_X86_64, AUDIT_ARCH_X86_64}, {ABI_I386, AUDIT_ARCH_I386}};
+#define HEARD 2
+#elif defined __aarch64__
+static const struct { int abi; uint32_t arch; } heard[] = {{ABI_AARCH64, AUDIT_ARCH_AARCH64}};
+#define HEARD 1
+#else
+static const struct { int abi; uint32_t arch; } heard[1];
+#define HEARD 0
+#endif
+
+/* ---- in the child that becomes the command ---- */
+
+struct program {
+    struct sock_filter code[MAX_FILTER];
+    unsigned short size;
+};
+
+static void emit(struct program *p, uint16_t code, uint32_t k, uint8_t when_true, uint8_t when_false)
+{
+    if (p->size < MAX_FILTER)
+        p->code[p->size++] = (struct sock_filter){code, when_true, when_false, k};
+}
+
+static void emit_answer(struct program *p, uint32_t answer) { emit(p, BPF_RET | BPF_K, answer, 0, 0); }
+
+/* Skips what follows, `count` instructions long, unless the number loaded is this one. */
+static void emit_only_for(struct program *p, int number, uint8_t count) { emit(p, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)number, 0, count); }
+
+static void emit_flags(struct program *p, const struct call *call, uint32_t any_of)
+{
+    emit(p, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offsetof(struct seccomp_data, args[call->flags]), 0, 0); /* little endian */
+    emit(p, BPF_JMP | BPF_JSET | BPF_K, any_of, 0, 1);
+    emit_answer(p, SECCOMP_RET_USER_NOTIF);
+    emit_answer(p, SECCOMP_RET_ALLOW);
+}
+
+static void emit_call(struct program *p, const struct call *call, int number)
+{
+    bool flags = call->watch == WATCH_WRITERS || call->watch == WATCH_LISTENER;
+    emit_only_for(p, number, flags ? 4 : 1);
+    if (flags)
+        emit_flags(p, call, call->watch == WATCH_WRITERS ? WRITER_FLAGS : SECCOMP_FILTER_FLAG_NEW_LISTENER);
+    else
+        emit_answer(p, call->watch == REFUSE ? SECCOMP_RET_ERRNO | ENOSYS : SECCOMP_RET_USER_NOTIF);
+}
+
+/* One block for each kind of program. Since Linux 5.11 the kernel keeps the numbers that are always allowed in a bitmap, so that
+ * read and write do not even run this; before, they pass some 50 comparisons (0.1 us). */
+static void build(struct program *p)
+{
+    for (int a = 0; a < HEARD; a++) {
+        emit(p, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch), 0, 0);
+        emit(p, BPF_JMP | BPF_JEQ | BPF_K, heard[a].arch, 1, 0);
+        unsigned short skip = p->size;
+        emit(p, BPF_JMP | BPF_JA, 0, 0, 0);
+        emit(p, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr), 0, 0);
+        if (heard[a].abi == ABI_X86_64)
+            emit(p, BPF_ALU | BPF_AND | BPF_K, ~X32_BIT, 0, 0);
+        for (size_t i = 0; i < call_count; i++)
+            if (calls[i].number[heard[a].abi] >= 0)
+                emit_call(p, &calls[i], calls[i].number[heard[a].abi]);
+        emit_answer(p, SECCOMP_RET_ALLOW);
+        p->code[skip].k = (uint32_t)(p->size - skip - 1);
+    }
+    emit_answer(p, SECCOMP_RET_ALLOW);
+}
+
+int trace_install(void)
+{
+    static struct program program;
+    build(&program);
+    struct sock_fprog filter = {program.size, program.code};
+    if (HEARD == 0 || program.size == MAX_FILTER) {
+        errno = ENOSYS;
+        return -1;
+    }
+    unsigned long flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    long fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &filter);
+    if (fd < 0 && errno == EINVAL) /* before Linux 5.19 a signal makes the call start over: we hear it twice */
+        fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
+    return (int)fd;
+}
+
+/* ---- in the runner ---- */
+
+void trace_start(struct trace *trace, int listener)
+{
+    trace->listener = listener;
+    ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP); /* Linux 6.6: wakes the command on this processor */
+}
+
+void trace_doubt(struct trace *trace, const char *why)
+{
+    if (!trace->why)
+        trace->why = why;
+}
+
+void trace_end(struct trace *trace)
+{
+    if (trace->listener >= 0)
+        close(trace->listener);
+    trace->listener = -1;
+}
+
+struct stop { /* a call that waits for our answer */
+    struct trace *trace;
+    const struct spec *spec;
+    const struct seccomp_notif *notice;
+    const struct call *call;
+};
+
+static uint64_t argument(const struct stop *stop, int number) { return stop->notice->data.args[number]; }
+
+/* Reads the memory of the process that waits: at most `size` bytes, as far as they can be read. */
+static size_t peek(const struct stop *stop, uint64_t address, void *to, size_t size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), first = page - address % page;
+    if (first > size)
+        first = size;
+    struct iovec local = {to, size}, remote[2] = {{(void *)(uintptr_t)address, first}, {(void *)(uintptr_t)(address + first), size - first}};
+    ssize_t got = process_vm_readv((pid_t)stop->notice->pid, &local, 1, remote, size > first ? 2 : 1, 0);
+    if (got < 0 && (errno == EPERM || errno == ENOSYS))
+        trace_doubt(stop->trace, "the agent is not allowed to look at the command's memory");
+    return got < 0 ? 0 : (size_t)got;
+}
+
+static bool peek_string(const struct stop *stop, uint64_t address, char to[PATH_ROOM])
+{
+    size_t got = peek(stop, address, to, PATH_ROOM);
+    return memchr(to, '\0', got) != NULL;
+}
+
+/* Where a descriptor, or the working directory, of the process that waits leads. */
+static bool follow(const struct stop *stop, int fd, char to[PATH_ROOM])
+{
+    char link[64];
+    if (fd == AT_FDCWD)
+        snprintf(link, sizeof link, "/proc/%u/cwd", stop->notice->pid);
+    else
+        snprintf(link, sizeof link, "/proc/%u/fd/%d", stop->notice->pid, fd);
+    ssize_t size = readlink(link, to, PATH_ROOM - 1);
+    if (size < 0 && (errno == EACCES || errno == EPERM))
+        trace_doubt(stop->trace, "the agent is not allowed to look at the command's descriptors");
+    if (size <= 0 || to[0] != '/')
+        return false;
+    to[size] = '\0';
+    return true;
+}
+
+/* The path that a call names, as this process would write it. False when it names none. */
+static bool path_of(const struct stop *stop, const struct naming *name, char out[PATH_ROOM])
+{
+    static char text[PATH_ROOM], directory[PATH_ROOM];
+    int fd = name->directory < 0 ? AT_FDCWD : (int)argument(stop, name->directory);
+    uint64_t address = name->path < 0 ? 0 : argument(stop, name->path);
+    text[0] = '\0';
+    if (address && !peek_string(stop, address, text))
+        return false;
+    if (text[0] != '/' && !follow(stop, fd, directory))
+        return false;
+    return path_join(out, PATH_ROOM, directory, text);
+}
+
+/* The path in a Unix socket's address. */
+static bool socket_path(const struct stop *stop, char out[PATH_ROOM])
+{
+    static char directory[PATH_ROOM];
+    struct sockaddr_un address = {0};
+    size_t size = argument(stop, 2) < sizeof address ? (size_t)argument(stop, 2) : sizeof address;
+    if (peek(stop, argument(stop, 1), &address, size) < size || address.sun_family != AF_UNIX || size <= sizeof address.sun_family)
+        return false;
+    char text[sizeof address.sun_path + 1] = "";
+    memcpy(text, address.sun_path, size - offsetof(struct sockaddr_un, sun_path));
+    if (text[0] == '\0' || (text[0] != '/' && !follow(stop, AT_FDCWD, directory)))
+        return false;
+    return path_join(out, PATH_ROOM, directory, text);
+}
+
+/* Is it still the same call of the same process that waits? If not, what was read was somebody else's. */
+static bool still_waits(const struct stop *stop)
+{
+    uint64_t id = stop->notice->id;
+    return ioctl(stop->trace->listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0;
+}
+
+static bool is_ignored(const struct trace *trace, const char *path)
+{
+    return path_is_below(path, "/dev") || path_is_below(path, "/proc") || path_is_below(path, "/sys") ||
+           (trace->scratch[0] && path_is_below(path, trace->scratch));
+}
+
+/* Is nothing there yet? Asked as the user, once for each path, and only where it makes a difference. */
+static bool is_absent(const struct spec *spec, const char *path)
+{
+    struct stat st;
+    bool absent = identity_assume(spec) && lstat(path, &st) != 0 && errno == ENOENT;
+    identity_drop(spec);
+    return absent;
+}
+
+static void note(const struct stop *stop, const char *path, unsigned flags, bool ask)
+{
+    if (is_ignored(stop->trace, path))
+        return;
+    struct recorded *one = record_find(&stop->trace->record, path);
+    if (!one) {
+        if (ask && is_absent(stop->spec, path))
+            flags |= REC_ABSENT;
+        one = record_add(&stop->trace->record, path);
+    }
+    if (one)
+        one->flags |= flags;
+    else
+        trace_doubt(stop->trace, "it wrote more files than the agent keeps a record of");
+}
+
+static void note_open(const struct stop *stop, const char *path, uint64_t how)
+{
+    if ((how & O_TMPFILE) == O_TMPFILE || how & O_PATH || !(how & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)))
+        return;
+    unsigned flags = REC_DATA | (how & O_CREAT ? REC_NAME : 0) | (how & O_TRUNC ? REC_WHOLE : 0);
+    bool sure = how & O_TRUNC; /* it does not matter whether it was there */
+    if (!sure && !(how & O_EXCL))
+        flags |= REC_IN_PLACE;
+    note(stop, path, flags, !sure && how & O_CREAT);
+}
+
+/* Opened by openat2. */
+static void note_open_how(const struct stop *stop, const char *path)
+{
+    struct open_how how = {0};
+    size_t size = argument(stop, 3) < sizeof how ? (size_t)argument(stop, 3) : sizeof how;
+    if (peek(stop, argument(stop, 2), &how, size) == size)
+        note_open(stop, path, how.flags);
+}
+
+static void note_connect(const struct stop *stop, const char *path)
+{
+    static const char *const engines[] = {"docker.sock", "podman.sock", "containerd.sock", "buildkitd.sock", "crio.sock"};
+    const char *name = strrchr(path, '/') + 1;
+    for (size_t i = 0; i < sizeof engines / sizeof *engines; i++)
+        if (strcmp(name, engines[i]) == 0)
+            trace_doubt(stop->trace, "a container may have written files");
+}
+
+static void note_name(const struct stop *stop, const struct naming *name)
+{
+    static char path[PATH_ROOM];
+    bool in_address = name->effect == EFFECT_BIND || name->effect == EFFECT_CONNECT;
+    if (name->effect == EFFECT_NEW_ROOT)
+        trace_doubt(stop->trace, "a container may have written files");
+    else if (name->effect == EFFECT_LISTENER)
+        stop->trace->wants_listener = true;
+    if (name->effect == EFFECT_NONE || name->effect >= EFFECT_NEW_ROOT)
+        return;
+    if (!(in_address ? socket_path(stop, path) : path_of(stop, name, path)) || !still_waits(stop))
+        return;
+    switch (name->effect) {
+    case EFFECT_OPEN: note_open(stop, path, argument(stop, stop->call->flags)); break;
+    case EFFECT_OPEN_HOW: note_open_how(stop, path); break;
+    case EFFECT_CREATE: note_open(stop, path, O_WRONLY | O_CREAT | O_TRUNC); break;
+    case EFFECT_PLACE: note(stop, path, REC_NAME | REC_DATA | REC_WHOLE | REC_PLACED, false); break;
+    case EFFECT_LEAVE:
+    case EFFECT_REMOVE: note(stop, path, REC_NAME | REC_LOST, true); break;
+    case EFFECT_CUT: note(stop, path, REC_DATA | REC_IN_PLACE, false); break;
+    case EFFECT_TOUCH: note(stop, path, REC_TOUCHED, false); break;
+    case EFFECT_CONNECT: note_connect(stop, path); break;
+    default: note(stop, path, REC_NAME | REC_MADE, true); break; /* EFFECT_MAKE, EFFECT_BIND */
+    }
+}
+
+static const struct call *find_call(const struct seccomp_data *data)
+{
+    int abi = -1;
+    uint32_t number = (uint32_t)data->nr;
+    for (int a = 0; a < HEARD; a++)
+        if (heard[a].arch == data->arch)
+            abi = heard[a].abi;
+    if (abi == ABI_X86_64)
+        number &= ~X32_BIT;
+    for (size_t i = 0; abi >= 0 && i < call_count; i++)
+        if (calls[i].number[abi] >= 0 && (uint32_t)calls[i].number[abi] == number)
+            return &calls[i];
+    return NULL;
+}
+
+/* The kernel's structures may be longer than those this was compiled with. */
+union notice {
+    struct seccomp_notif notice;
+    char room[512];
+};
+
+union answer {
+    struct seccomp_notif_resp answer;
+    char room[512];
+};
+
+bool trace_hear(struct trace *trace, const struct spec *spec)
+{
+    static union notice in;
+    static union answer out;
+    memset(&in, 0, sizeof in);
+    if (ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_RECV, &in) != 0)
+        return errno == ENOENT || errno == EINTR; /* it was killed, or a signal has made it start over */
+    struct stop stop = {trace, spec, &in.notice, find_call(&in.notice.data)};
+    if (in.notice.pid == 0)
+        trace_doubt(trace, "a process that the agent cannot see wrote files");
+    for (int i = 0; stop.call && i < NAMES_PER_CALL; i++)
+        note_name(&stop, &stop.call->names[i]);
+    if (trace->wants_listener && trace->may_start_over)
+        return true; /* it is about to be killed, and its call is never answered */
+    memset(&out, 0, sizeof out);
+    out.answer.id = in.notice.id;
+    out.answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+    ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_SEND, &out); /* an error: it has gone */
+    return true;
+}
