@@ -87,13 +87,16 @@ class Journal:
         Returns the reader's new mark, entries (directories before what is in them), and whether the reader is behind.
         """
         behind = mark < self._floor
-        found: list[tuple[bytes, list[bytes]]] = []
+        found: list[tuple[bytes, bytes]] = []
         room = MAX_SEEN_BYTES
         for name, directory in reversed(self._directories.items()):
             if directory.changed <= mark:
                 break
-            raws = [raw for _, _, _, raw in _foreign([directory.own], mark, reader)]
-            if directory.dropped is not None and not raws and _foreign([directory.dropped], mark, reader):
+            own, dropped = directory.own, directory.dropped
+            raws: list[bytes] = []
+            if own is not None and own[0] > mark and (own[1] != reader or own[2] > mark):
+                raws.append(own[3])
+            elif dropped is not None and dropped[0] > mark and (dropped[1] != reader or dropped[2] > mark):
                 behind = True  # names that changed in place, in a directory that did not: nothing would show it
             for when, origin, others, raw in reversed(directory.files.values()):
                 if when <= mark:
@@ -101,13 +104,14 @@ class Journal:
                 if origin != reader or others > mark:
                     raws.append(raw)
             if raws:
-                room -= sum(map(len, raws))
+                told = b"".join(raws)
+                room -= len(told)
                 if room < 0:
                     behind = True
                     break
-                found.append((name, raws))
+                found.append((name, told))
         found.sort()
-        return self._serial, b"".join([raw for _, raws in found for raw in raws]), behind
+        return self._serial, b"".join([told for _, told in found]), behind
 
     # ---- parts ----
 
@@ -147,8 +151,3 @@ class Journal:
             others = max(others, before[2] if before[1] == origin else before[0])
         self._forget(directory, path)
         directory.dropped = when, origin, others, b""
-
-
-def _foreign(changes: Iterable[_Change | None], mark: int, reader: Peer) -> list[_Change]:
-    """Those that somebody else than the reader made after the mark."""
-    return [change for change in changes if change and change[0] > mark and (change[1] != reader or change[2] > mark)]
