@@ -9,7 +9,8 @@ import pytest
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState
-from dwrap.distributor.scheduler import Scheduler
+from dwrap.distributor.scheduler import MAX_TOLD, Scheduler
+from dwrap.protocol import manifest
 
 A = TypeVar("A")
 OK = e.Outcome(0)
@@ -443,3 +444,194 @@ def test_an_agent_that_comes_back_is_told_to_end_what_was_given_up(desk: Desk) -
     desk.do(e.Disconnected(1))
     desk.do(e.Registered(2, 0, e.AgentSpec("a1", 1, ("/srv",), running=(("j50", 1),))))
     assert desk.one(e.Kill) == e.Kill(2, "j50", 1)
+
+
+# ---- views of shared trees ----
+
+
+def told(*texts: str) -> list[manifest.Entry]:
+    return [manifest.make(text[:1].encode(), text[2:].encode()) for text in texts]
+
+
+def wrote(desk: Desk, agent: int, job: str, *texts: str) -> list[e.Action]:
+    return desk.do(e.ManifestTold(agent, job, 1, told(*texts), [b"MANIFEST"]))
+
+
+def test_without_a_network_file_system_nothing_of_it_happens(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    assert not desk.one(e.Offer).views
+    desk.go(50)
+    assign = desk.one(e.Assign)
+    assert (assign.views, assign.journal, assign.behind, assign.burst) == (False, b"", False, 0)
+
+
+@pytest.mark.parametrize("who", ["an agent", "another agent", "the submitter"])
+def test_whoever_has_a_network_file_system_everyone_takes_part(desk: Desk, who: str) -> None:
+    desk.agent(1, views=who == "an agent")
+    if who == "another agent":
+        desk.agent(2, views=True, roots=("/elsewhere",))
+    desk.submit(50, views=who == "the submitter")
+    assert desk.one(e.Offer).views
+    desk.go(50)
+    assert desk.one(e.Assign).views
+
+
+def test_views_end_with_the_last_agent_that_has_them(desk: Desk) -> None:
+    desk.agent(1)
+    desk.agent(2, views=True)
+    desk.do(e.Registered(2, 0, e.AgentSpec("a2", 1, ("/srv",))))
+    desk.submit(50)
+    assert not desk.one(e.Offer).views
+    desk.agent(3, views=True)
+    desk.do(e.Disconnected(3))
+    desk.submit(51)
+    assert not desk.one(e.Offer).views
+
+
+def test_an_agent_is_told_what_others_changed_since_its_last_job(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    desk.agent(2, views=True)
+    first = desk.run(50)
+    second = desk.run(51)
+    assert (first.behind, second.behind) == (True, True), "nobody knows what they lack"
+    wrote(desk, first.peer, "j50", "D /srv", "F /srv/a.o")
+    assert desk.one(e.ForwardManifest) == e.ForwardManifest(50, [b"MANIFEST"])
+    desk.finish(first.peer, "j50")
+    desk.finish(second.peer, "j51")
+    later = {assign.peer: assign for assign in (desk.run(52), desk.run(53))}
+    assert later[second.peer].journal == manifest.join(told("D /srv", "F /srv/a.o"))
+    assert (later[first.peer].journal, later[second.peer].behind) == (b"", False)
+
+
+def test_what_a_submitter_tells_before_go_reaches_its_agent(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    desk.submit(50)
+    desk.do(e.ManifestTold(50, "j50", 0, told("D /srv/include"), []))
+    desk.go(50)
+    assert desk.one(e.Assign).journal == manifest.join(told("D /srv/include"))
+    desk.do(e.ManifestTold(50, "j50", 0, told("D /srv/late"), []))
+    assert desk.one(e.Unexpected).what == "manifest"
+
+
+def test_a_submitter_tells_no_more_than_a_job_may(desk: Desk) -> None:
+    desk.submit(50, views=True)
+    for _ in range(MAX_TOLD // 1_000):
+        assert not desk.do(e.ManifestTold(50, "j50", 0, told("D /srv") * 1_000, []))
+    desk.do(e.ManifestTold(50, "j50", 0, told("D /srv") * 1_000, []))
+    assert desk.one(e.Unexpected).what == "manifest"
+    desk.do(e.ManifestTold(51, "j50", 0, told("D /srv"), []))
+    assert desk.one(e.Unexpected).what == "manifest", "somebody else's job"
+
+
+def test_manifests_count_whoever_still_waits_for_them(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    desk.agent(2, views=True)
+    abandoned = desk.run(50)
+    other = 3 - abandoned.peer
+    desk.run(51)
+    desk.finish(other, "j51")
+    desk.do(e.Disconnected(50))
+    wrote(desk, abandoned.peer, "j50", "F /srv/a")
+    assert not [action for action in desk.last if isinstance(action, e.ForwardManifest)]
+    wrote(desk, abandoned.peer, "long-gone", "F /srv/b")
+    desk.do(e.ManifestTold(abandoned.peer, "", 0, told("F /srv/c"), []))
+    assert desk.run(52).journal == manifest.join(told("F /srv/c", "F /srv/b", "F /srv/a"))
+
+
+def test_an_agent_is_believed_only_once_its_token_is_back(desk: Desk) -> None:
+    desk.do(e.Registered(9, 0, e.AgentSpec("a9", 1, ("/srv",), views=True)))
+    wrote(desk, 9, "j", "F /srv/a")
+    assert desk.one(e.Unexpected).what == "manifest"
+    assert len(desk.scheduler.journal) == 0
+
+
+@pytest.mark.parametrize("how", ["lost with a job", "a job whose runner died"])
+def test_what_nobody_can_tell_leaves_everyone_behind(desk: Desk, how: str) -> None:
+    desk.agent(1, views=True)
+    desk.agent(2, views=True)
+    for job in (50, 51):
+        desk.finish(desk.run(job).peer, f"j{job}")
+    unlucky = desk.run(52).peer
+    if how == "lost with a job":
+        desk.do(e.Disconnected(unlucky))
+    else:
+        desk.finish(unlucky, "j52", outcome=e.Outcome(None, "infrastructure", "the runner of the job died"))
+    desk.do(e.DrainAsked(f"a{unlucky}"))
+    assign = desk.run(53)
+    assert (assign.peer, assign.behind) == (3 - unlucky, True)
+    desk.finish(assign.peer, "j53")
+    assert not desk.run(54).behind
+
+
+def test_an_agent_that_is_lost_without_a_job_leaves_nobody_behind(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    desk.finish(1, desk.run(50).spec.job)
+    desk.agent(2, views=True)
+    desk.do(e.Disconnected(2))
+    assert not desk.run(51).behind
+
+
+def test_bursts_are_numbered(desk: Desk) -> None:
+    desk.agent(1, views=True, slots=9)
+    assert (desk.run(50).burst, desk.run(51, build="c").burst, desk.run(52).burst) == (1, 2, 1)
+    for job in ("j50", "j51", "j52"):
+        desk.finish(1, job)
+    desk.now += 0.5
+    assert desk.run(53).burst == 1
+    desk.finish(1, "j53")
+    desk.now += 1
+    assert desk.run(54).burst == 3
+
+
+# ---- one agent by name ----
+
+
+def test_a_job_may_ask_for_one_agent(desk: Desk) -> None:
+    for peer in (1, 2, 3):
+        desk.agent(peer)
+    for job in (50, 51):
+        desk.submit(job, agent="a2")
+    assert [job.agent and job.agent.name for job in desk.scheduler.jobs.values()] == ["a2", None]
+    desk.go(50)
+    desk.finish(2, "j50")
+    assert desk.one(e.Offer).job == "j51"
+
+
+def test_an_agent_that_was_asked_for_is_waited_for(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50, agent="a2")
+    desk.agent(2)
+    assert desk.one(e.Offer).job == "j50"
+    desk.submit(51, agent="a9")
+    desk.pass_time(10)
+    assert (desk.one(e.Answer).verb, "agent=a9" in desk.one(e.Answer).reason) == ("REFUSED", True)
+
+
+def test_an_agent_that_was_asked_for_and_leaves_is_waited_for_again(desk: Desk) -> None:
+    desk.agent(1)
+    desk.agent(2)
+    desk.submit(50, agent="a2")
+    desk.submit(51, agent="a2")
+    desk.do(e.Disconnected(2))
+    assert (desk.state("j50"), desk.state("j51")) == (JobState.QUEUED, JobState.QUEUED)
+    desk.agent(3, "a2")
+    assert desk.one(e.Offer).job == "j50"
+
+
+def test_an_agent_that_was_asked_for_and_refuses_is_the_end(desk: Desk) -> None:
+    desk.agent(1)
+    desk.agent(2)
+    desk.run(50, agent="a2")
+    desk.do(e.Rejected(2, "j50", 1, "no"))
+    failed = desk.one(e.TellFailed)
+    assert (failed.safe, "a2" in failed.reason) == (True, True)
+
+
+def test_an_agent_that_was_asked_for_by_someone_it_does_not_serve(desk: Desk) -> None:
+    desk.agent(1, serves=2000, uid=2000)
+    desk.submit(50, agent="a1")
+    desk.pass_time(10)
+    assert "serves" in desk.one(e.Answer).reason
+    desk.do(e.Explained(60, USER, e.JobSpec("j60", "/srv", "cc", "b", agent="a1")))
+    assert desk.one(e.TellExplained).where == "nowhere"
