@@ -24,6 +24,7 @@ from dwrap.protocol.mounts import Mount
 from dwrap.protocol.probe import skew
 
 AGENT_SECONDS = 10.0
+END_SECONDS = 1.0
 AT_ONCE = 8
 PREFIX = ".dwrap-doctor-"
 _KEEPS_HERE = ("DWRAP_LOCAL", "FORCE_INLINE", "FORCE_LOCAL", "DWRAP_JOB", "DWRAP_LABELS", "DWRAP_VERBOSE")
@@ -145,23 +146,27 @@ class Fleet:
             return Answer(process.returncode, out, error_text, before, time.time())
         except subprocess.TimeoutExpired:
             _end(process)
+            process.communicate()
             return Answer(None, "", "", before, time.time())
         finally:
             self._running.discard(process)
 
     def _cancel(self) -> None:
         self._cancelled = True
-        for process in list(self._running):
+        running = list(self._running)
+        for process in running:
             process.terminate()
+        for process in running:
+            _end(process)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    """A wrapper passes TERM on and waits for the command's end; one that is killed has it killed."""
     process.terminate()
     try:
-        process.communicate(timeout=3)
+        process.wait(timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
 
 
 def look_round(here: Surroundings) -> Desk:
@@ -175,7 +180,7 @@ def look_round(here: Surroundings) -> Desk:
 def judge_first(what: str, desk: Desk, answer: Answer, nonce: str) -> Iterator[Finding]:
     """Did a job run there, and did it find the file that was made for it?"""
     if answer.status is None:
-        yield Finding("fail", what, "a small job had no end in time", "look at its load (dwrapctl agents), and at the file server")
+        yield Finding("fail", what, "a small job had no end in time", "look at its state (dwrapctl agents), and at the file server")
     elif answer.status != 0:
         said = (answer.error.strip().splitlines() or [f"a small job ended with status {answer.status}"])[-1].removeprefix("dwrap: ")
         yield Finding("fail", what, *_split(said, "look at the log of that agent"))

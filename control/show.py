@@ -50,7 +50,8 @@ def outcome(record: Record) -> str:
 
 
 def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
-    """One line an agent."""
+    """One line an agent, then one for each thing that is wrong with how it mounts the tree."""
+    known = list(agents)
     rows = [
         (
             agent.get("name"),
@@ -61,11 +62,25 @@ def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
             _gigabytes(agent.get("memory_available_bytes")),
             _agent_state(agent),
             " ".join(map(str, agent.get("roots") or ())),
+            _shared_file_systems(agent),
             " ".join(map(str, agent.get("labels") or ())) or None,
         )
-        for agent in agents
+        for agent in known
     ]
-    return table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN CPUS", "FREE GB", "STATE", "ROOTS", "LABELS"), rows)
+    flaws = [f"{safe(agent.get('name'))}: {safe(flaw)}" for agent in known for flaw in agent.get("flaws") or ()]
+    return "\n".join(
+        [table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN CPUS", "FREE GB", "STATE", "ROOTS", "SHARED", "LABELS"), rows), *flaws]
+    )
+
+
+def _shared_file_systems(agent: Mapping[str, Any]) -> str | None:
+    """The network file systems under its roots, each kind once, with the version of NFS."""
+    kinds = []
+    for mount in agent.get("mounts") or ():
+        words = str(mount).split(" ")
+        version = next((word.removeprefix("vers=") for word in ",".join(words[3:]).split(",") if word.startswith("vers=")), "")
+        kinds += [f"{words[1]} {version}".strip()] if len(words) > 1 else []
+    return ", ".join(dict.fromkeys(kinds)) or ("recorded" if agent.get("views") else None)
 
 
 def _agent_state(agent: Mapping[str, Any]) -> str:
@@ -144,12 +159,27 @@ def summary(records: Sequence[Record], wall_seconds: float) -> str:
     here = places.get("here")
     if here:
         lines.append("here, because: " + "; ".join(f"{safe(reason)} ({count})" for reason, count in sorted(here.reasons.items())))
+    lines += _coherence(records)
     longest = ", ".join(
         f"{safe(r.get('command'))} {seconds(r.get('run_ms'))} s on {safe(r.get('where'))}" for r in slowest(records, 3) if r.get("run_ms")
     )
     if longest:
         lines.append(f"longest: {longest}")
     return "\n".join(lines)
+
+
+def _coherence(records: Sequence[Record]) -> list[str]:
+    """What had to be put right so that all saw one tree; nothing where nothing had to be."""
+    stale, escaped = (sum(int(record.get(key) or 0) for record in records) for key in ("stale", "escaped"))
+    reran = sum(1 for record in records if record.get("reran"))
+    guessed = sum(1 for record in records if record.get("outputs") == "approximate")
+    said = [
+        f"{stale} names were stale and corrected" if stale else "",
+        f"{reran} commands failed on a stale view and ran again" if reran else "",
+        f"{guessed} commands could not be recorded, their outputs were found by time stamps" if guessed else "",
+        f"{escaped} files were left outside the shared roots" if escaped else "",
+    ]
+    return ["the shared tree: " + "; ".join(filter(None, said))] if any(said) else []
 
 
 def _gigabytes(size_bytes: object) -> str | None:

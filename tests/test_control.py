@@ -166,7 +166,7 @@ def test_status_agents_and_jobs_as_people_and_as_programs_see_them(fake: FakeDis
     assert status == 0
     assert "1 running, 2 queued; in all: 3 done" in out
     assert "4 autoconf probe" in out
-    assert out.splitlines()[-1].split() == ["a1", "h1", "1/3", "7", "0.25", "2.0", "serving", "/", "arch=x"]
+    assert out.splitlines()[-1].split() == ["a1", "h1", "1/3", "7", "0.25", "2.0", "serving", "/", "-", "arch=x"]
     assert json.loads(run("status", "--json")[1]) == fake.answers["status"]
     assert json.loads(run("agents", "--json")[1]) == fake.answers["agents"]
     assert "status 1" in run("jobs")[1]
@@ -295,6 +295,53 @@ def test_a_summary_says_what_ran_where_and_why_here() -> None:
     assert [line.split()[:2] for line in text.splitlines()[2:5]] == [["a1", "1"], ["a2", "1"], ["here", "1"]]
     assert "longest: g++ 1.50 s on a1" in text
     assert "no command ran" in show.summary([], 1.0)
+
+
+def test_a_summary_says_what_the_shared_tree_needed() -> None:
+    told = {**JOB, "stale": 3, "reran": 1, "escaped": 2, "outputs": "approximate"}
+    text = show.summary([JOB, told], wall_seconds=1.0)
+    assert "the shared tree: 3 names were stale and corrected; 1 commands failed on a stale view and ran again; 1 commands could" in text
+    assert "2 files were left outside the shared roots" in text
+    assert "the shared tree" not in show.summary([JOB], wall_seconds=1.0)
+
+
+def test_agents_show_what_they_share_and_what_is_wrong_with_it() -> None:
+    mounted = ["/src nfs4 box:/src rw,vers=4.2,hard", "/home nfs box:/home rw,vers=3", "/x nfs4 b:/x vers=4.2"]
+    wrong = ["/home (nfs box:/home): vers=3: \x1b[2Jslow; mount it with vers=4.2"]
+    shares = {**AGENT, "views": True, "mounts": mounted, "flaws": wrong}
+    head, line, flaw = show.agents_table([shares]).splitlines()
+    assert "nfs4 4.2, nfs 3" in line
+    assert line.index("nfs4") == head.index("SHARED")
+    assert flaw == "a1: /home (nfs box:/home): vers=3: \\x1b[2Jslow; mount it with vers=4.2"
+    assert "recorded" in show.agents_table([{**AGENT, "views": True}])
+
+
+@pytest.mark.parametrize(
+    ("environment", "level", "text"),
+    [
+        ({"CCACHE_DIR": "/src/cache"}, "ok", "/src/cache is shared"),
+        ({"CCACHE_DIR": "/var/cache", "CCACHE_REMOTE_STORAGE": "file:///src/cache|umask=002"}, "ok", "/src/cache is shared"),
+        ({"CCACHE_REMOTE_STORAGE": "file:/elsewhere"}, "warn", "/elsewhere is under none"),
+        ({"CCACHE_REMOTE_STORAGE": "redis://box|x=y"}, "ok", "agents share redis://box"),
+    ],
+)
+def test_doctor_asks_where_what_ccaches_share_lies(tmp_path: Path, environment: dict[str, str], level: str, text: str) -> None:
+    findings = doctor.examine(surroundings(tmp_path, environment=environment), status_of({**AGENT, "roots": ["/src"]}))
+    assert [(finding.level, text in finding.text) for finding in findings if finding.what == "ccache"] == [(level, True)], findings
+
+
+def test_doctor_tries_only_agents_that_take_jobs_from_here(tmp_path: Path) -> None:
+    asked: list[object] = []
+
+    def fleet(_here: object, agents: Any) -> Iterator[doctor.Finding]:
+        asked.extend(agent["name"] for agent in agents)
+        yield doctor.Finding("fail", "agent b", "x", "y")
+
+    stranger, drained = {**AGENT, "name": "c", "serves": 7}, {**AGENT, "name": "d", "is_draining": True}
+    known = [{**AGENT, "name": "a", "roots": ["/elsewhere"]}, {**AGENT, "name": "b", "roots": ["/src"]}, stranger, drained]
+    findings = doctor.examine(surroundings(tmp_path), status_of(*known), None, fleet)
+    assert asked == ["b"]
+    assert findings[-1].what == "agent b"
 
 
 def test_usage_errors_and_help() -> None:
