@@ -61,15 +61,25 @@ static bool is_missing(int error)
     return error == ENOENT || error == ENOTDIR || error == ESTALE;
 }
 
-bool view_entry(struct entry *entry, const char *path, bool ask)
+static bool entry_of(struct entry *entry, const char *path, int how)
 {
-    if (!look(entry, AT_FDCWD, path, ask ? ASK : CACHED)) {
+    if (!look(entry, AT_FDCWD, path, how)) {
         if (!is_missing(errno))
             return false;
         *entry = (struct entry){.kind = MANIFEST_GONE};
     }
     entry->path = path;
     return true;
+}
+
+bool view_entry(struct entry *entry, const char *path, bool ask)
+{
+    return entry_of(entry, path, ask ? ASK : CACHED);
+}
+
+bool view_entry_as_stat(struct entry *entry, const char *path)
+{
+    return entry_of(entry, path, AT_STATX_SYNC_AS_STAT);
 }
 
 /* What is believed of a name: a descriptor, or -1 with ENOENT, or -1 with EAGAIN for nothing. Kernels before 5.12 cannot tell:
@@ -85,30 +95,40 @@ static int believed(int directory, const char *name)
     return openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 }
 
-static bool magic_among(int fd, const unsigned long *magics, size_t count)
+/* What is known of file systems by their magic numbers. Those that are not listed are neither. */
+unsigned view_traits(int fd)
 {
+    static const struct {
+        unsigned long magic;
+        unsigned traits;
+    } known[] = {
+        {0xEF53, VIEW_COHERENT | VIEW_NUMBERED} /* ext2-4 */, {0x58465342, VIEW_COHERENT | VIEW_NUMBERED} /* xfs */,
+        {0x9123683E, VIEW_COHERENT | VIEW_NUMBERED} /* btrfs */, {0xF2F52010, VIEW_COHERENT | VIEW_NUMBERED} /* f2fs */,
+        {0x2FC12FC1, VIEW_COHERENT | VIEW_NUMBERED} /* zfs */, {0x01021994, VIEW_COHERENT} /* tmpfs */,
+        {0x794C7630, VIEW_COHERENT} /* overlay */, {0x858458F6, VIEW_COHERENT} /* ramfs */, {0xCA451A4E, VIEW_COHERENT} /* bcachefs */,
+        {0x6969, VIEW_NUMBERED} /* nfs */};
     struct statfs fs;
     if (fstatfs(fd, &fs) != 0)
-        return false;
-    for (size_t i = 0; i < count; i++)
-        if (((unsigned long)fs.f_type & 0xFFFFFFFFul) == magics[i])
-            return true;
-    return false;
+        return 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (((unsigned long)fs.f_type & 0xFFFFFFFFul) == known[i].magic)
+            return known[i].traits;
+    return 0;
 }
 
 bool view_is_coherent(int fd)
 {
-    static const unsigned long local[] = {
-        0xEF53 /* ext2-4 */,       0x58465342 /* xfs */,  0x9123683E /* btrfs */, 0x01021994 /* tmpfs */, 0x794C7630 /* overlay */,
-        0x2FC12FC1 /* zfs */,      0xF2F52010 /* f2fs */, 0x858458F6 /* ramfs */, 0xCA451A4E /* bcachefs */};
-    return magic_among(fd, local, sizeof local / sizeof *local);
+    return view_traits(fd) & VIEW_COHERENT;
 }
 
 bool view_numbers_agree(int fd)
 {
-    static const unsigned long numbered[] = {0x6969 /* nfs */,        0xEF53 /* ext2-4 */,   0x58465342 /* xfs */,
-                                             0x9123683E /* btrfs */,  0xF2F52010 /* f2fs */, 0x2FC12FC1 /* zfs */};
-    return magic_among(fd, numbered, sizeof numbered / sizeof *numbered);
+    return view_traits(fd) & VIEW_NUMBERED;
+}
+
+int view_believed(int directory, const char *name)
+{
+    return believed(directory, name);
 }
 
 /* ---- one directory ---- */

@@ -54,10 +54,22 @@ void view_refresh(struct view *view, const char *directory, unsigned most);
  * not there gives a G entry. Its `path` is the argument. */
 bool view_entry(struct entry *entry, const char *path, bool ask);
 
+/* The same, as stat sees it: what is cached here, as long as it counts. Of a directory: never its old
+ * times, which this host's own changes leave behind. */
+bool view_entry_as_stat(struct entry *entry, const char *path);
+
+/* What this host believes of a name in a directory, without asking: a descriptor (O_PATH), -1 with ENOENT, or -1 with EAGAIN. */
+int view_believed(int directory, const char *name);
+
+enum { VIEW_COHERENT = 1, VIEW_NUMBERED = 2 };
+
+/* The next two in one question: fstatfs asks a server each time. */
+unsigned view_traits(int fd);
+
 /* Does every host see one truth of the file system that this descriptor lies on? True for disks and memory of this machine. */
 bool view_is_coherent(int fd);
 
-/* Are inode numbers of its file system the same on every host that mounts it? Asks a server, as view_is_coherent does (fstatfs). */
+/* Are inode numbers of its file system the same on every host that mounts it? */
 bool view_numbers_agree(int fd);
 
 #endif
