@@ -2,7 +2,8 @@
 
 Knows the wrapper's command line and what a POSIX shell can print. Does not know how jobs travel. Two jobs an agent: the first reads a
 file that was made just now, looks for one that is not there yet, and writes one that was looked for here before; the second reads
-what the first had not found. So each side has to see at once what it had just been told is not there.
+what the first had not found, and the first file again, which has been replaced as editors do. So each side has to see at once what it
+has just been told is not there, or is something else. Each agent has a directory of its own, lest one's news be another's.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ test -e "$2" && echo early=1
 printf '%s\\n' "$4" > "$3"
 echo mountinfo=
 cat /proc/self/mountinfo"""
-SECOND = """read -r word < "$1" || word=
-printf 'nonce=%s\\n' "$word" """
+SECOND = """read -r word < "$2" || word=
+read -r again < "$1" || again=
+printf 'nonce=%s\\nagain=%s\\n' "$word" "$again" """
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,21 @@ class Fleet:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _try(self, here: Surroundings, desk: Desk, folder: str, number: int, agent: Mapping[str, Any]) -> Iterator[Finding]:
-        what = f"agent {agent.get('name')}"
-        question, later, reply = (os.path.join(folder, f"{name}-{number}") for name in ("question", "later", "reply"))
+        what, name = f"agent {agent.get('name')}", str(agent.get("name"))
+        question, later, reply = (os.path.join(folder, str(number), leaf) for leaf in ("question", "later", "reply"))
         words = [secrets.token_hex(8) for _ in range(3)]
         deadline = time.monotonic() + self._seconds
+        os.mkdir(os.path.dirname(question), 0o700)
         Path(question).write_text(words[0] + "\n")
         os.path.exists(reply)  # so that this host believes that it is not there
-        first = self._job(here, str(agent.get("name")), [FIRST, "doctor", question, later, reply, words[1]], deadline)
+        first = self._job(here, name, [FIRST, "doctor", question, later, reply, words[1]], deadline)
         wrong = list(judge_first(what, desk, first, words[0]))
         if first.status == 0 and not wrong:
             wrong += judge_reply(what, reply, words[1])
             Path(later).write_text(words[2] + "\n")
-            second = self._job(here, str(agent.get("name")), [SECOND, "doctor", later], deadline)
-            wrong += judge_second(what, second, words[2])
+            _replace(question, words[2] + "\n")
+            second = self._job(here, name, [SECOND, "doctor", question, later], deadline)
+            wrong += judge_second(what, desk, second, words[2])
         wrong += judge_surroundings(what, desk, first) if first.status == 0 else []
         wrong += [Finding("warn", what, *_split(str(flaw))) for flaw in agent.get("flaws") or ()]
         if wrong:
@@ -205,13 +209,16 @@ def judge_reply(what: str, path: str, word: str) -> Iterator[Finding]:
         yield Finding("fail", what, f"what it wrote is not seen here at once ({found or 'empty'})", remedy)
 
 
-def judge_second(what: str, answer: Answer, nonce: str) -> Iterator[Finding]:
-    """Did it find what it had not found before?"""
+def judge_second(what: str, desk: Desk, answer: Answer, nonce: str) -> Iterator[Finding]:
+    """Did it find what it had not found before, and what had been something else?"""
+    facts = answer.facts()
+    remedy = "start it without --views never; look at how it mounts the tree"
     if answer.status != 0:
-        yield from judge_first(what, Desk("", 0, 0, frozenset(), None), answer, nonce)
-    elif answer.facts().get("nonce") != nonce:
-        yield Finding("fail", what, "it does not see at once what it once had looked for in vain",
-                      "start it without --views never; look at how it mounts the tree")  # fmt: skip
+        yield from judge_first(what, desk, answer, nonce)
+    elif facts.get("nonce") != nonce:
+        yield Finding("fail", what, "it does not see at once what it once had looked for in vain", remedy)
+    elif facts.get("again") != nonce:
+        yield Finding("fail", what, "it reads a file that was replaced here as it was before", remedy)
 
 
 def judge_surroundings(what: str, desk: Desk, answer: Answer) -> Iterator[Finding]:
@@ -234,6 +241,12 @@ def judge_surroundings(what: str, desk: Desk, answer: Answer) -> Iterator[Findin
         ours, its = (f"{one.kind} {one.option('vers') or ''}".strip() for one in (desk.mount, mount))
         if ours != its:
             yield Finding("warn", what, f"it mounts the tree as {its}, this machine as {ours}", "mount it alike on all machines")
+
+
+def _replace(path: str, text: str) -> None:
+    """As editors save: a new file takes the name."""
+    Path(path + "~").write_text(text)
+    os.replace(path + "~", path)
 
 
 def _unseen(what: str, answer: Answer, desk: Desk, text: str) -> Finding:

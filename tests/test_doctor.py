@@ -157,7 +157,7 @@ def answer(status: int | None = 0, error: str = "", text: str | None = None, **f
 def test_an_answer_that_is_right_gives_no_finding() -> None:
     assert list(doctor_fleet.judge_first("agent a", DESK, answer(), "n")) == []
     assert list(doctor_fleet.judge_surroundings("agent a", DESK, answer())) == []
-    assert list(doctor_fleet.judge_second("agent a", answer(), "n")) == []
+    assert list(doctor_fleet.judge_second("agent a", DESK, answer(again="n"), "n")) == []
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_a_first_answer_that_is_wrong_fails(given: Answer, text: str) -> None:
     assert found.remedy
 
 
-def test_a_name_that_stays_missing_fails() -> None:
-    assert complaints(doctor_fleet.judge_second("agent a", answer(nonce=""), "n")) == [("fail", "agent a")]
-    assert complaints(doctor_fleet.judge_second("agent a", answer(None), "n")) == [("fail", "agent a")]
+def test_a_name_that_stays_missing_or_stays_as_it_was_fails() -> None:
+    for wrong in (answer(nonce=""), answer(nonce="n", again="old"), answer(nonce="n", again=""), answer(None)):
+        assert complaints(doctor_fleet.judge_second("agent a", DESK, wrong, "n")) == [("fail", "agent a")]
 
 
 def test_a_reply_that_is_not_seen_fails(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_doctor_that_is_ended_by_a_signal_leaves_nothing(farm: Farm, tmp_path: P
     process = subprocess.Popen([program("dwrapctl"), "doctor"], cwd=tree, env=farm.environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        eventually(lambda: list(tree.glob(".dwrap-doctor-*/question-0")), saying="the jobs' files")
+        eventually(lambda: list(tree.glob(".dwrap-doctor-*/0/question")), saying="the jobs' files")
         process.send_signal(number)
         assert process.wait(timeout=10) == 130
         assert list(tree.iterdir()) == []
