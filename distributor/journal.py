@@ -2,8 +2,9 @@
 
 For each name the newest entry is kept, with the serial number and the origin of the change; a directory's entries are in the
 order of their last change, and so are the directories: `since` looks at what has changed and at nothing else. An agent is not
-told what it changed itself, unless another changed it too. What had to be dropped is remembered as a number: an agent that
-was last told before it is *behind*, and has to ask the server instead.
+told what it changed itself, unless another changed it too. Hosts that change one name at a time may tell it in the other order:
+of two entries of a kind the one with the later ctime is kept, since that is the server's clock, whenever it came. What had to be
+dropped is remembered as a number: an agent that was last told before it is *behind*, and has to ask the server instead.
 
 Pure. Knows entries and numbers. Does not know jobs, users or messages.
 """
@@ -23,8 +24,8 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 NEVER: Final = -1
 _OVERHEAD_BYTES: Final = 250  # of an entry: its tuple, its place in a dictionary
 
-_Change: TypeAlias = tuple[int, Peer | None, int, bytes]
-"""When (a serial number), by whom, when last by anybody else (NEVER), and the entry."""
+_Change: TypeAlias = tuple[int, Peer | None, int, bytes, int]
+"""When (a serial number), by whom, when last by anybody else (NEVER), the entry as bytes, its ctime."""
 
 
 class _Directory:
@@ -58,16 +59,17 @@ class Journal:
     def add(self, origin: Peer | None, entries: Iterable[Entry]) -> None:
         """Takes in what a host told. `origin` is the agent that told it, None for a submitter: all agents are to know."""
         self._serial += 1
-        for kind, path, raw in entries:
+        for entry in entries:
+            kind, path = entry.kind, entry.path
             if kind == DIRECTORY:
                 directory = self._touch(path)
-                directory.own = self._newer(directory, directory.own, origin, raw)
+                directory.own = self._newer(directory, directory.own, origin, entry)
                 above = self._directories.get(parent(path))
                 if above is not None and above is not directory:
                     self._forget(above, path)  # what else had this name before
             elif kind != READ:
                 directory = self._touch(parent(path))
-                change = self._newer(directory, directory.files.pop(path, None), origin, raw)
+                change = self._newer(directory, directory.files.pop(path, None), origin, entry)
                 directory.files[path] = change
                 if len(directory.files) > MAX_FILES:
                     self._drop_file(directory)
@@ -98,7 +100,7 @@ class Journal:
                 raws.append(own[3])
             elif dropped is not None and dropped[0] > mark and (dropped[1] != reader or dropped[2] > mark):
                 behind = True  # names that changed in place, in a directory that did not: nothing would show it
-            for when, origin, others, raw in reversed(directory.files.values()):
+            for when, origin, others, raw, _ in reversed(directory.files.values()):
                 if when <= mark:
                     break
                 if origin != reader or others > mark:
@@ -126,16 +128,19 @@ class Journal:
         directory.changed = self._serial
         return directory
 
-    def _newer(self, directory: _Directory, old: _Change | None, origin: Peer | None, raw: bytes) -> _Change:
+    def _newer(self, directory: _Directory, old: _Change | None, origin: Peer | None, entry: Entry) -> _Change:
         """The change that takes the place of another."""
         others = NEVER
-        grown = 2 * len(raw) + _OVERHEAD_BYTES
+        raw, ctime, grown = entry.raw, entry.ctime, _OVERHEAD_BYTES
         if old is not None:
-            grown -= 2 * len(old[3]) + _OVERHEAD_BYTES
             others = old[2] if old[1] == origin else old[0]
+            if old[4] > ctime and old[3].startswith(entry.kind):
+                raw, ctime = old[3:]
+            grown = -2 * len(old[3])
+        grown += 2 * len(raw)
         directory.size += grown
         self.size += grown
-        return self._serial, origin, others, raw
+        return self._serial, origin, others, raw, ctime
 
     def _forget(self, directory: _Directory, path: bytes) -> None:
         old = directory.files.pop(path, None)
@@ -145,9 +150,9 @@ class Journal:
             self.size -= shrunk
 
     def _drop_file(self, directory: _Directory) -> None:
-        path, (when, origin, others, _) = next(iter(directory.files.items()))
+        path, (when, origin, others, raw, ctime) = next(iter(directory.files.items()))
         before = directory.dropped
         if before is not None:
             others = max(others, before[2] if before[1] == origin else before[0])
         self._forget(directory, path)
-        directory.dropped = when, origin, others, b""
+        directory.dropped = when, origin, others, raw, ctime

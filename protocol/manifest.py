@@ -25,10 +25,11 @@ _SAFE_DIGITS: Final = 18  # any number of so many digits is in range
 
 
 class Entry(NamedTuple):
-    """How a name stood: its kind, its path, and the whole entry as it is on the wire, its NUL included."""
+    """How a name stood: its kind, its path, its ctime, and the whole entry as it is on the wire, its NUL included."""
 
     kind: bytes
     path: bytes
+    ctime: int
     raw: bytes
 
     @property
@@ -56,10 +57,10 @@ def parse(piece: bytes) -> list[Entry]:
         found = match(piece, at)
         if found is None:
             raise ProtocolError("an entry of a manifest is malformed")
-        kind, *numbers, path = found.groups()
-        if max(map(len, numbers)) > _SAFE_DIGITS and not _in_range(*map(int, numbers)):
+        kind, ino, size, mtime, ctime, path = found.groups()
+        if max(len(ino), len(size), len(mtime), len(ctime)) > _SAFE_DIGITS and not _in_range(int(ino), int(size), int(mtime), int(ctime)):
             raise ProtocolError("a number in an entry of a manifest is too large")
-        entries.append(Entry(kind, path, found[0]))
+        entries.append(Entry(kind, path, int(ctime), found[0]))
         at = found.end()
     return entries
 

@@ -67,6 +67,21 @@ def test_what_two_changed_both_are_told(order: tuple[int, ...]) -> None:
     assert told(journal, mark, ME) == told(journal, mark, OTHER) == ["D /s", "F /s/a"]
 
 
+@pytest.mark.parametrize("kind", [b"F", b"D"])
+def test_of_two_that_were_told_in_the_other_order_the_later_is_kept(kind: bytes) -> None:
+    journal = Journal()
+    mark, third = begun(journal), begun(journal, THIRD)
+    late, early = (m.make(kind, b"/s/a", ino, ctime=ctime) for ino, ctime in ((8, 200), (7, 100)))
+    journal.add(OTHER, [late])
+    journal.add(ME, [early])
+    assert journal.since(mark, ME)[1] == journal.since(third, THIRD)[1] == late.raw
+    size = journal.size
+    journal.add(ME, [entry("G /s/a")] if kind == b"F" else [m.make(kind, b"/s/a", 9, ctime=200)])
+    assert journal.since(third, THIRD)[1] != late.raw, "what is as new and came later; what is gone has no time"
+    journal.add(OTHER, [late])
+    assert journal.size == size
+
+
 def test_what_was_read_is_no_change() -> None:
     journal = Journal()
     mark = begun(journal)
