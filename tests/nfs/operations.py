@@ -48,6 +48,7 @@ class Tally:
     failed: int = 0
     remainder: int = 0
     by_act: collections.Counter[str] = field(default_factory=collections.Counter)
+    by_way: collections.Counter[str] = field(default_factory=collections.Counter)
     stories: list[str] = field(default_factory=list)
 
     def note(self, story: str) -> None:
@@ -257,6 +258,7 @@ class Proof:
                 continue
             self.tally.wrong += 1
             self.tally.by_act[act] += 1
+            self.tally.by_way[f"{writer}→{host}"] += 1
             self.tally.note(f"{act} by {writer}, seen on {host}:\n    saw  {answer}\n    truth {want}")
 
     def listing(self, directory: str) -> str:
@@ -295,8 +297,9 @@ def report(tally: Tally, jobs: dict[str, int], seconds: float, say: Callable[[st
         say(story)
     where = ", ".join(f"{name} {count}" for name, count in sorted(jobs.items()))
     acts = ", ".join(f"{act} {count}" for act, count in tally.by_act.most_common())
+    ways = ", ".join(f"{way} {count}" for way, count in sorted(tally.by_way.items()))
     say(f"operations={tally.operations} looks={tally.looks} wrong={tally.wrong} failed_acts={tally.failed} remainder={tally.remainder} "
-        f"seconds={seconds:.0f} jobs: {where}" + (f"; wrong by act: {acts}" if acts else ""))  # fmt: skip
+        f"seconds={seconds:.0f} jobs: {where}" + (f"; wrong by act: {acts}; by way: {ways}" if acts else ""))  # fmt: skip
 
 
 if __name__ == "__main__":
