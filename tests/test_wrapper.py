@@ -82,8 +82,9 @@ def test_go_carries_argv_and_environment_byte_for_byte(dwrap: Wrapper) -> None:
         environment["MAKEFLAGS"] = " -j8 --jobserver-auth=3,4 -- A=b\\ -j4"
         environment["CARGO_MAKEFLAGS"] = "-j --jobserver-fds=5,6 --jobserver-auth=5,6"
         subprocess.run([dwrap.program, d.address, "cmd", *words], env=environment, check=True)
-        argv, env = (messages.decode_strings(body) for body in d.by_verb("GO")[0][2])
-    assert argv == [b"cmd", *words]
+        *strings, seen = d.by_verb("GO")[0][2]
+        argv, env = (messages.decode_strings(body) for body in strings)
+    assert (argv, seen) == ([b"cmd", *words], b"")
     sent = dict(entry.split(b"=", 1) for entry in env)
     assert (sent[b"EMPTY"], sent[b"odd name"], len(sent[b"LONG"])) == (b"", b"1", 100_000)
     assert not {b"DISPLAY", b"DWRAP_VERBOSE"} & set(sent)

@@ -1,6 +1,7 @@
 /* Files that remember; see memory.h. Does not know what an address or a name is, or why it is remembered. */
 #include "wrapper/memory.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -11,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SILENT_SECONDS = 5, NAME_SECONDS = 60 };
+enum { SILENT_SECONDS = 5, NAME_SECONDS = 60, READS_SECONDS = 86400, LOCK_TRIES = 25 };
 
 static char directory[4096];
 static bool silent_known; /* the address at hand had a file when we looked */
@@ -117,28 +118,34 @@ void memory_forget_silent(const char *address)
     silent_known = false;
 }
 
-bool memory_recall_name(const char *name, char *text, size_t size)
+/* The bytes of a file that is not older than `seconds`; 0: there are none. */
+static size_t recall(const char *kind, const char *key, double seconds, char *bytes, size_t room)
 {
     char path[sizeof directory + 300];
     struct stat st;
-    if (!file_name("name", name, path, sizeof path))
-        return false;
+    if (!file_name(kind, key, path, sizeof path))
+        return 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0)
-        return false;
-    ssize_t got = -1;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && is_fresh(&st, NAME_SECONDS) && directory_is_ours())
-        got = read(fd, text, size - 1);
+        return 0;
+    ssize_t got = 0;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && is_fresh(&st, seconds) && directory_is_ours())
+        got = read(fd, bytes, room);
     close(fd);
-    if (got > 0)
-        text[got] = 0;
+    return got > 0 ? (size_t)got : 0;
+}
+
+bool memory_recall_name(const char *name, char *text, size_t size)
+{
+    size_t got = recall("name", name, NAME_SECONDS, text, size - 1);
+    text[got] = 0;
     return got > 0;
 }
 
-void memory_keep_name(const char *name, const char *text, size_t length)
+static void keep(const char *kind, const char *key, const char *text, size_t length)
 {
     char path[sizeof directory + 300], fresh[sizeof path + 16];
-    if (!directory_exists() || !file_name("name", name, path, sizeof path))
+    if (!directory_exists() || !file_name(kind, key, path, sizeof path))
         return;
     snprintf(fresh, sizeof fresh, "%s.%u", path, (unsigned)getpid());
     int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -148,6 +155,51 @@ void memory_keep_name(const char *name, const char *text, size_t length)
     close(fd);
     if (!whole || rename(fresh, path) < 0)
         unlink(fresh);
+}
+
+void memory_keep_name(const char *name, const char *text, size_t length)
+{
+    keep("name", name, text, length);
+}
+
+size_t memory_recall_reads(const char *build, char *bytes, size_t room)
+{
+    return recall("reads", build, READS_SECONDS, bytes, room);
+}
+
+/* Those of builds that ended long ago. */
+static void forget_old_reads(void)
+{
+    struct stat st;
+    DIR *all = opendir(directory);
+    for (struct dirent *one; all && (one = readdir(all));)
+        if (strncmp(one->d_name, "reads-", 6) == 0 && fstatat(dirfd(all), one->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            !is_fresh(&st, READS_SECONDS))
+            unlinkat(dirfd(all), one->d_name, 0);
+    if (all)
+        closedir(all);
+}
+
+void memory_keep_reads(const char *build, const char *bytes, size_t length)
+{
+    char path[sizeof directory + 300];
+    if (file_name("reads", build, path, sizeof path) && access(path, F_OK) != 0)
+        forget_old_reads();
+    keep("reads", build, bytes, length);
+}
+
+int memory_lock(void)
+{
+    struct timespec pause = {.tv_nsec = 2000000};
+    int fd = directory_exists() ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    for (int i = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0; i++) {
+        if (i == LOCK_TRIES) {
+            close(fd);
+            return -1;
+        }
+        nanosleep(&pause, NULL);
+    }
+    return fd;
 }
 
 bool memory_first_time(const char *topic)

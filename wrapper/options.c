@@ -181,6 +181,14 @@ static bool fallback_is_fail(void)
     return value && strcmp(value, "fail") == 0;
 }
 
+static bool wants_views(void)
+{
+    const char *value = text_of("DWRAP_VIEWS");
+    if (value && strcmp(value, "auto") != 0 && strcmp(value, "never") != 0)
+        say_and_leave("DWRAP_VIEWS=%s is not understood: it is neither auto nor never; correct or unset it", value);
+    return !value || strcmp(value, "auto") == 0;
+}
+
 /* The prototype's names are honoured with any value but 0. */
 static const char *must_be_local(void)
 {
@@ -235,6 +243,7 @@ static void read_environment(struct settings *s)
     s->fallback_fail = fallback_is_fail();
     s->verbose = flag_of("DWRAP_VERBOSE");
     s->insecure = flag_of("DWRAP_INSECURE");
+    s->views = wants_views();
     s->slot_held = text_of("DWRAP_SLOT_HELD") != NULL;
     check_labels(s->labels);
 }

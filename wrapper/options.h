@@ -26,6 +26,7 @@ struct settings {
     bool fallback_fail; /* DWRAP_FALLBACK=fail */
     bool verbose;
     bool insecure;
+    bool views;     /* tell and be told what changed on a tree that each host sees through a cache of its own */
     bool slot_held; /* a command above us holds a local slot already */
 };
 

@@ -14,6 +14,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "coherence/view.h"
+#include "wrapper/reads.h"
+
 enum {
     CREDIT_STEP = DWRAP_INITIAL_OUTPUT_CREDIT / 2, /* credit is renewed in pieces of this size */
     SIGNAL_PATIENCE_MS = 2000,                     /* after a deadly signal, when nothing is heard any more */
@@ -33,16 +36,20 @@ struct output {
 
 struct relay {
     struct link *link;
-    const struct job *job;
+    struct job *job;
     struct signals *signals;
     struct ending *ending;
     struct source in;
     struct output *out; /* two */
     bool over;          /* the ending is known */
     bool resulted;      /* it came as a RESULT, which wants an ACK */
+    bool viewed;        /* a MANIFEST came */
+    bool malformed;     /* and could not be read to its end */
     int deadly;         /* the first signal that should end the command, and when it came */
     int64_t deadly_ms;
 };
+
+static struct view view; /* large: not on the stack */
 
 static const int forwarded[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH, SIGTSTP };
 
@@ -189,6 +196,37 @@ static bool is_untouched(const struct relay *r)
     return r->out[0].sink.received == 0 && r->out[1].sink.received == 0 && (r->in.sent == 0 || r->in.seekable);
 }
 
+/* What the command wrote must be seen here before its end is told. */
+static void take_manifest(struct relay *r, const struct message *m)
+{
+    if (!r->job->settings->views)
+        return;
+    if (!r->viewed)
+        view_start(&view);
+    r->viewed = true;
+    if (!view_apply(&view, m->data, m->data_length))
+        r->malformed = true;
+    reads_take(m->data, m->data_length);
+}
+
+/* A command that failed ends as it failed; but whoever looks for the reason must know. */
+static void judge_view(struct relay *r)
+{
+    struct ending *e = r->ending;
+    char reason[REASON_BYTES];
+    if (!r->viewed || (!r->malformed && view.unseen == 0))
+        return;
+    if (r->malformed)
+        snprintf(reason, sizeof reason, "what it wrote on %s was not told in a form that this dwrap knows; update dwrap on one of them", e->agent);
+    else
+        snprintf(reason, sizeof reason, "this machine does not see %s as %s wrote it%s; check its mount with `dwrapctl doctor`, then run it again",
+                 view.path, e->agent, view.unseen > 1 ? ", and more" : "");
+    if (e->kind == ENDED_STATUS && e->status == 0)
+        end(r, ENDED_UNKNOWN, reason);
+    else
+        say("%s: %s (job %s)", r->job->name, reason, r->job->id);
+}
+
 static void take_result(struct relay *r, const struct message *m)
 {
     struct ending *e = r->ending;
@@ -214,6 +252,9 @@ static void take_result(struct relay *r, const struct message *m)
     else
         end(r, ENDED_STATUS, "");
     e->status = (int)(status & 0xffff);
+    judge_view(r);
+    if (r->job->seen_known)
+        reads_keep(r->job->build);
 }
 
 static void take_failure(struct relay *r, const char *reason, bool safe)
@@ -224,8 +265,10 @@ static void take_failure(struct relay *r, const char *reason, bool safe)
 }
 
 /* A GO that did not go whole is none, and an earlier one is void once there is a new OFFER. */
-static void answer_offer(struct relay *r, const char *stamp)
+static void answer_offer(struct relay *r, const char *stamp, bool views)
 {
+    if (views)
+        views_prepare(r->job, r->link);
     if (go_send(r->link, r->job, stamp, &r->signals->inherited) != LINK_FINE)
         end(r, is_untouched(r) ? ENDED_NEVER_RAN : ENDED_UNKNOWN, "the connection broke before the command was handed over");
 }
@@ -250,7 +293,9 @@ static void take_message(struct relay *r, const struct message *m)
     } else if (strcmp(m->verb, "REFUSED") == 0) {
         take_failure(r, reason, false);
     } else if (strcmp(m->verb, "OFFER") == 0 && fields_get(m->fields, "stamp")) {
-        answer_offer(r, fields_get(m->fields, "stamp"));
+        answer_offer(r, fields_get(m->fields, "stamp"), fields_number(m->fields, "views", 0) == 1);
+    } else if (strcmp(m->verb, "MANIFEST") == 0) {
+        take_manifest(r, m);
     }
 }
 
@@ -391,13 +436,13 @@ static void start(struct relay *r)
     }
 }
 
-void relay_run(struct link *l, const struct job *job, const char *stamp, struct signals *signals, struct ending *ending)
+void relay_run(struct link *l, struct job *job, const char *stamp, struct signals *signals, struct ending *ending)
 {
     static struct output outputs[2];
     struct relay r = { .link = l, .job = job, .signals = signals, .ending = ending, .out = outputs };
     *ending = (struct ending){ 0 };
     start(&r);
-    answer_offer(&r, stamp);
+    answer_offer(&r, stamp, false); /* the caller has prepared it */
     while (!r.over)
         step(&r);
     drain(&r);

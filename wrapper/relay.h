@@ -35,6 +35,6 @@ void signals_take(struct signals *signals);
 void signals_restore(const struct signals *signals);
 
 /* Answers the OFFER with this stamp and stays until the end. */
-void relay_run(struct link *l, const struct job *job, const char *stamp, struct signals *signals, struct ending *ending);
+void relay_run(struct link *l, struct job *job, const char *stamp, struct signals *signals, struct ending *ending);
 
 #endif

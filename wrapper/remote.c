@@ -51,10 +51,12 @@ static bool take_word(const struct message *m, struct answer *a)
     return true;
 }
 
-static void run_to_end(struct job *job, const char *stamp, struct signals *signals, struct answer *a)
+static void run_to_end(struct job *job, const struct message *offer, const char *stamp, struct signals *signals, struct answer *a)
 {
     char kept[STAMP_BYTES];
     snprintf(kept, sizeof kept, "%s", stamp); /* the message's memory is used again */
+    if (fields_number(offer->fields, "views", 0) == 1)
+        views_prepare(job, &connection);
     connection.quiet_ms = PING_AFTER_MS;
     signals_take(signals);
     relay_run(&connection, job, kept, signals, &a->ending);
@@ -97,7 +99,7 @@ static void converse(struct job *job, struct message *m, struct signals *signals
         if (take_word(m, a))
             return;
         if (strcmp(m->verb, "OFFER") == 0 && stamp && strlen(stamp) < STAMP_BYTES) {
-            run_to_end(job, stamp, signals, a);
+            run_to_end(job, m, stamp, signals, a);
             return;
         }
         if (strcmp(m->verb, "QUEUED") == 0)

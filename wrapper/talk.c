@@ -2,6 +2,7 @@
 #include "wrapper/talk.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,8 +15,11 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "coherence/view.h"
 #include "wrapper/ancestry.h"
 #include "wrapper/decide.h"
+#include "wrapper/reads.h"
+#include "wrapper/seen.h"
 
 enum { GO_PATIENCE_MS = 10000, PIECES = 128, MOST_GROUPS = 4096 };
 
@@ -47,19 +51,30 @@ static void add_labels(struct fields_out *out, const char *labels)
     }
 }
 
-const char *submit_fields(const struct job *job, struct fields_out *out)
+/* One question to a server, and only on such a file system. */
+static void look_at_cwd(struct job *job)
+{
+    int fd = job->settings->views ? open(job->cwd, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    job->traits = fd < 0 ? VIEW_COHERENT : view_traits(fd);
+    if (fd >= 0)
+        close(fd);
+}
+
+const char *submit_fields(struct job *job, struct fields_out *out)
 {
     const struct settings *s = job->settings;
-    char build[128];
     struct utsname host;
     uname(&host);
-    if (!s->build)
-        build_from_ancestors(build, sizeof build, host.nodename);
+    if (s->build)
+        snprintf(job->build, sizeof job->build, "%s", s->build);
+    else
+        build_from_ancestors(job->build, sizeof job->build, host.nodename);
+    look_at_cwd(job);
     fields_addf(out, "version", "%d", DWRAP_VERSION_NUMBER);
     fields_add(out, "job", job->id);
     fields_add(out, "cwd", job->cwd);
     fields_add(out, "command", job->name);
-    fields_add(out, "build", s->build ? s->build : build);
+    fields_add(out, "build", s->build ? s->build : job->build);
     fields_add(out, "host", host.nodename);
     fields_addf(out, "pid", "%d", (int)getpid());
     fields_add(out, "inputs", "tree");
@@ -69,6 +84,8 @@ const char *submit_fields(const struct job *job, struct fields_out *out)
         fields_add(out, "remote", "1");
     if (s->explain)
         fields_add(out, "explain", "1");
+    if (s->views && !(job->traits & VIEW_COHERENT))
+        fields_add(out, "views", "1");
     add_labels(out, s->labels);
     return s->count > DWRAP_MAX_STRINGS ? "it has too many arguments" : add_paths(out, s->command, s->count, job->cwd);
 }
@@ -163,6 +180,35 @@ const char *go_prepare(struct job *job)
     add_streams(&out, job);
     job->go_length = out.length;
     return groups && !out.overflow ? NULL : "its user is in too many groups";
+}
+
+/* Whole entries in messages of the size that the protocol allows. */
+static void queue_entries(struct link *l, const struct job *job, const char *at, size_t length)
+{
+    char buffer[160];
+    while (length > 0) {
+        struct fields_out fields = fields_into(buffer, sizeof buffer);
+        size_t piece = length < MANIFEST_PIECE_BYTES ? length : MANIFEST_PIECE_BYTES;
+        while (piece > 0 && at[piece - 1] != 0)
+            piece--;
+        fields_add(&fields, "job", job->id);
+        if (!link_queue(l, "MANIFEST", &fields, at, piece))
+            return;
+        at += piece;
+        length -= piece;
+    }
+}
+
+void views_prepare(struct job *job, struct link *l)
+{
+    static char told[READS_TOLD_BYTES];
+    if (!job->settings->views)
+        return;
+    bool numbered = job->traits & VIEW_NUMBERED;
+    if (!job->seen_known)
+        job->seen_length = seen_write(job->seen, sizeof job->seen, job->settings->command, job->settings->count, job->cwd, numbered);
+    job->seen_known = true;
+    queue_entries(l, job, told, reads_changed(job->build, numbered, told, sizeof told));
 }
 
 /* Memory that is sent from where it lies; neighbours become one piece. */
@@ -301,7 +347,7 @@ static size_t gather_environment(struct gather *g, const struct replaced found[R
 enum link_status go_send(struct link *l, const struct job *job, const char *stamp, const sigset_t *mask)
 {
     static char fields_bytes[GO_FIELDS_BYTES];
-    unsigned char header[4][ZMTP_HEADER_BYTES];
+    unsigned char header[5][ZMTP_HEADER_BYTES];
     struct replaced found[REPLACED];
     struct gather g = { .link = l, .mask = mask };
     struct fields_out fields = fields_into(fields_bytes, sizeof fields_bytes);
@@ -323,8 +369,10 @@ enum link_status go_send(struct link *l, const struct job *job, const char *stam
     for (int i = 0; i < job->settings->count; i++)
         gather_add(&g, job->settings->command[i], strlen(job->settings->command[i]) + 1);
     find_replaced(found);
-    gather_add(&g, header[3], zmtp_frame_header(header[3], gather_environment(NULL, found), false));
+    gather_add(&g, header[3], zmtp_frame_header(header[3], gather_environment(NULL, found), true));
     gather_environment(&g, found);
+    gather_add(&g, header[4], zmtp_frame_header(header[4], job->seen_length, false));
+    gather_add(&g, job->seen, job->seen_length);
     gather_flush(&g);
     for (int i = 0; i < REPLACED; i++)
         free(found[i].text);
