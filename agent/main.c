@@ -548,6 +548,7 @@ static void revalidate(struct run *run)
         return;
     if (!revalidate_before(&run->spec, &run->stale, reason))
         send_last(run, PACKET_REJECTED, reason, strlen(reason));
+    ccache_settle(&run->spec);
     run->revalidate_ms = now_ms() - before_ms;
     control_send(&run->control, (struct packet){PACKET_APPLIED, 0, 0}, NULL, 0);
 }

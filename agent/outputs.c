@@ -102,21 +102,6 @@ static void list_free(struct list *list)
 
 /* ---- where a path leads ---- */
 
-/* Follows links, the last one too. False when nothing is there. */
-static bool real_path(const char *path, char out[PATH_ROOM])
-{
-    char link[64];
-    int fd = open(path, O_PATH | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t size = readlink(link, out, PATH_ROOM - 1);
-    close(fd);
-    if (size > 0)
-        out[size] = '\0';
-    return size > 0 && out[0] == '/';
-}
-
 /* A root may be a link, and lead elsewhere on each host: below it paths are written with its name. */
 static void name_by_root(const struct work *work, char path[PATH_ROOM])
 {
@@ -132,15 +117,12 @@ static void name_by_root(const struct work *work, char path[PATH_ROOM])
 static bool resolve(struct work *work, const char *path, char out[PATH_ROOM])
 {
     char above[PATH_ROOM];
-    const char *name = strrchr(path, '/') + 1;
-    size_t size = (size_t)(name - path);
-    if (*name == '\0' || strcmp(name, "..") == 0)
-        return real_path(path, out);
-    memcpy(above, path, size);
-    above[size > 1 ? size - 1 : 1] = '\0';
+    const char *name = path_split(path, above);
+    if (!name)
+        return path_real(path, out);
     if (strcmp(above, work->last) != 0) {
         work->last[0] = '\0';
-        if (!real_path(above, work->last_real))
+        if (!path_real(above, work->last_real))
             return false;
         strcpy(work->last, above);
     }
@@ -174,7 +156,7 @@ static void gather_behind(struct work *work, const char *path, unsigned flags)
     struct stat st;
     if (lstat(path, &st) != 0)
         return;
-    if (S_ISLNK(st.st_mode) && flags & (REC_DATA | REC_TOUCHED) && real_path(path, target) && resolve(work, target, again)) {
+    if (S_ISLNK(st.st_mode) && flags & (REC_DATA | REC_TOUCHED) && path_real(path, target) && resolve(work, target, again)) {
         if (spec_is_shared(work->spec, again))
             list_add(&work->outputs, again, REC_DATA);
         else
@@ -243,7 +225,7 @@ static void mark_read(void *to, const char *directory)
     if (work->read.count >= MAX_READ || !path_join(path, sizeof path, work->spec->cwd, directory) || strcmp(path, work->last) == 0)
         return;
     strcpy(work->last, path);
-    if (!real_path(path, work->last_real) || !path_join(real, sizeof real, "/", work->last_real))
+    if (!path_real(path, work->last_real) || !path_join(real, sizeof real, "/", work->last_real))
         return;
     name_by_root(work, real);
     bool known = !spec_is_shared(work->spec, real);
@@ -327,6 +309,19 @@ static void tell_output(struct work *work, const struct written *output)
         mark_directory(work, output->path, output->above);
 }
 
+/* A root may be a link: what is meant is what it leads to. */
+static bool directory_entry(struct entry *entry, const char *path)
+{
+    char inside[PATH_ROOM + 2];
+    if (!view_entry(entry, path, true))
+        return false;
+    snprintf(inside, sizeof inside, "%s/.", path);
+    if (entry->kind == MANIFEST_FILE && !view_entry(entry, inside, true))
+        return false;
+    entry->path = path;
+    return entry->kind == MANIFEST_DIRECTORY;
+}
+
 /* Directories come last, so that the server's numbers hold all that was done, and go to the front, those above first. */
 static void tell_directories(struct work *work)
 {
@@ -335,7 +330,7 @@ static void tell_directories(struct work *work)
     work->entries = (struct buffer){0};
     list_unify(&work->directories);
     for (size_t i = 0; i < work->directories.count; i++)
-        if (view_entry(&entry, work->directories.all[i].path, true) && entry.kind == MANIFEST_DIRECTORY)
+        if (directory_entry(&entry, work->directories.all[i].path))
             tell(work, &entry);
     for (size_t i = 0; i < work->read.count; i++)
         tell(work, &(struct entry){.kind = MANIFEST_READ, .path = work->read.all[i].path});
@@ -354,7 +349,7 @@ static void find_roots(struct work *work)
     char real[PATH_ROOM];
     work->real_roots = calloc(work->spec->root_count + 1, sizeof *work->real_roots);
     for (size_t i = 0; work->real_roots && i < work->spec->root_count; i++)
-        work->real_roots[i] = real_path(work->spec->roots[i], real) && real[1] ? strdup(real) : NULL;
+        work->real_roots[i] = path_real(work->spec->roots[i], real) && real[1] ? strdup(real) : NULL;
 }
 
 static void forget(struct work *work)

@@ -1,10 +1,13 @@
 /* What a command did to names: a set of paths with flags, bounded. Knows strings; does not know how they were learned (trace.c),
- * nor what is done about them (outputs.c). Paths are absolute, without "." and doubled slashes; ".." stays, since only the
- * kernel can say where it leads. */
+ * nor what is done about them (outputs.c). Paths are absolute, without "." and doubled slashes; ".." and links stay until the
+ * kernel is asked where they lead. */
 #include "agent/runner.h"
 
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { FIRST_SLOTS = 256, MAX_PATHS = 65536, MAX_TEXT = 16 * 1024 * 1024 };
 
@@ -119,4 +122,29 @@ bool path_is_below(const char *path, const char *root)
     while (length > 0 && root[length - 1] == '/')
         length--;
     return strncmp(path, root, length) == 0 && (path[length] == '/' || path[length] == '\0');
+}
+
+const char *path_split(const char *path, char above[PATH_ROOM])
+{
+    const char *name = strrchr(path, '/') + 1;
+    size_t size = (size_t)(name - path);
+    if (*name == '\0' || strcmp(name, "..") == 0)
+        return NULL;
+    memcpy(above, path, size);
+    above[size > 1 ? size - 1 : 1] = '\0';
+    return name;
+}
+
+bool path_real(const char *path, char out[PATH_ROOM])
+{
+    char link[64];
+    int fd = open(path, O_PATH | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t size = readlink(link, out, PATH_ROOM - 1);
+    close(fd);
+    if (size > 0)
+        out[size] = '\0';
+    return size > 0 && out[0] == '/';
 }

@@ -219,6 +219,11 @@ void scratch_remove(const struct spec *spec, const char *path);
 /* The same directory, empty again. False with errno. */
 bool scratch_renew(const struct spec *spec, const char *path);
 
+/* ---- ccache.c ---- */
+
+/* Sets what a ccache on a network file system needs, unless the job does. */
+void ccache_settle(struct spec *spec);
+
 /* ---- record.c: what a command did to names ---- */
 
 enum { PATH_ROOM = 4096 };
@@ -256,6 +261,10 @@ void record_clear(struct record *record);
 /* Writes the absolute path without "." and doubled slashes. False when it is too long. */
 bool path_join(char *out, size_t room, const char *directory, const char *path);
 bool path_is_below(const char *path, const char *root);
+/* The last name of an absolute path, and its directory. NULL when it has none ("/", "..") */
+const char *path_split(const char *path, char above[PATH_ROOM]);
+/* Where it leads, links followed. False when nothing is there, or it may not be reached. */
+bool path_real(const char *path, char out[PATH_ROOM]);
 
 /* ---- trace.c: hearing what the tree writes ---- */
 

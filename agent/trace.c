@@ -229,29 +229,64 @@ static bool is_ignored(const struct trace *trace, const char *path)
            (trace->scratch[0] && path_is_below(path, trace->scratch));
 }
 
-/* Is nothing there yet? Asked as the user, once for each path, and only where it makes a difference. */
-static bool is_absent(const struct spec *spec, const char *path)
+/* What is there before the command's first touch, asked as the user. */
+static mode_t look_before(const struct spec *spec, const char *path, unsigned *flags)
 {
-    struct stat st;
-    bool absent = identity_assume(spec) && lstat(path, &st) != 0 && errno == ENOENT;
+    struct stat st = {0};
+    if (identity_assume(spec) && lstat(path, &st) != 0 && errno == ENOENT)
+        *flags |= REC_ABSENT;
     identity_drop(spec);
-    return absent;
+    return st.st_mode;
 }
 
-static void note(const struct stop *stop, const char *path, unsigned flags, bool ask)
+/* The same path with its directory as the kernel finds it now. */
+static bool settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
 {
-    if (is_ignored(stop->trace, path))
-        return;
-    struct recorded *one = record_find(&stop->trace->record, path);
-    if (!one) {
-        if (ask && is_absent(stop->spec, path))
-            flags |= REC_ABSENT;
-        one = record_add(&stop->trace->record, path);
-    }
+    char above[PATH_ROOM], real[PATH_ROOM];
+    const char *name = path_split(path, above);
+    bool found = name && identity_assume(spec) && path_real(above, real);
+    identity_drop(spec);
+    return found && path_join(out, PATH_ROOM, real, name);
+}
+
+static void add_flags(const struct stop *stop, const char *path, unsigned flags)
+{
+    struct record *record = &stop->trace->record;
+    struct recorded *one = record_find(record, path);
+    if (!one)
+        one = record_add(record, path);
+    else
+        flags &= ~(unsigned)REC_ABSENT;
     if (one)
         one->flags |= flags;
     else
         trace_doubt(stop->trace, "it wrote more files than the agent keeps a record of");
+}
+
+/* A link is about to go or to lead elsewhere: what was written through it is noted where it leads now. */
+static void settle_through(const struct stop *stop, const char *link)
+{
+    char real[PATH_ROOM];
+    const struct record *record = &stop->trace->record;
+    for (size_t i = 0, count = record->count; i < count; i++)
+        if (path_is_below(record->paths[i].path, link) && settle(stop->spec, record->paths[i].path, real))
+            add_flags(stop, real, record->paths[i].flags);
+}
+
+enum { LOOK = 1, NAME_CHANGES = 2 }; /* it matters whether it was there; a link here would be one no more */
+
+static void note(const struct stop *stop, const char *path, unsigned flags, unsigned how)
+{
+    char real[PATH_ROOM];
+    if (is_ignored(stop->trace, path))
+        return;
+    if (strstr(path, "/../") && settle(stop->spec, path, real)) /* it leads elsewhere once that directory moves */
+        path = real;
+    bool known = record_find(&stop->trace->record, path) != NULL;
+    if ((how & LOOK && !known) || how & NAME_CHANGES)
+        if (S_ISLNK(look_before(stop->spec, path, &flags)) && how & NAME_CHANGES)
+            settle_through(stop, path);
+    add_flags(stop, path, flags);
 }
 
 static void note_open(const struct stop *stop, const char *path, uint64_t how)
@@ -262,7 +297,7 @@ static void note_open(const struct stop *stop, const char *path, uint64_t how)
     bool sure = how & O_TRUNC; /* it does not matter whether it was there */
     if (!sure && !(how & O_EXCL))
         flags |= REC_IN_PLACE;
-    note(stop, path, flags, !sure && how & O_CREAT);
+    note(stop, path, flags, !sure && how & O_CREAT ? LOOK : 0);
 }
 
 /* Opened by openat2. */
@@ -299,13 +334,13 @@ static void note_name(const struct stop *stop, const struct naming *name)
     case EFFECT_OPEN: note_open(stop, path, argument(stop, stop->call->flags)); break;
     case EFFECT_OPEN_HOW: note_open_how(stop, path); break;
     case EFFECT_CREATE: note_open(stop, path, O_WRONLY | O_CREAT | O_TRUNC); break;
-    case EFFECT_PLACE: note(stop, path, REC_NAME | REC_DATA | REC_WHOLE | REC_PLACED, false); break;
+    case EFFECT_PLACE: note(stop, path, REC_NAME | REC_DATA | REC_WHOLE | REC_PLACED, NAME_CHANGES); break;
     case EFFECT_LEAVE:
-    case EFFECT_REMOVE: note(stop, path, REC_NAME | REC_LOST, true); break;
-    case EFFECT_CUT: note(stop, path, REC_DATA | REC_IN_PLACE, false); break;
-    case EFFECT_TOUCH: note(stop, path, REC_TOUCHED, false); break;
+    case EFFECT_REMOVE: note(stop, path, REC_NAME | REC_LOST, LOOK | NAME_CHANGES); break;
+    case EFFECT_CUT: note(stop, path, REC_DATA | REC_IN_PLACE, 0); break;
+    case EFFECT_TOUCH: note(stop, path, REC_TOUCHED, 0); break;
     case EFFECT_CONNECT: note_connect(stop, path); break;
-    default: note(stop, path, REC_NAME | REC_MADE, true); break; /* EFFECT_MAKE, EFFECT_BIND */
+    default: note(stop, path, REC_NAME | REC_MADE, LOOK); break; /* EFFECT_MAKE, EFFECT_BIND */
     }
 }
 
