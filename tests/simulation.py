@@ -99,16 +99,19 @@ class Wrapper:
         self.uid = world.random.choice((1000, 1000, 1001))
         self.link = Link(world, self)
         self.stopped_until = 0.0
-        labels = ("big=1",) if world.random.random() < 0.1 else ()
-        cwd = world.random.choice(("/srv/a", "/srv/b", "/srv/b", "/tmp/x"))
-        priority = world.random.choice((0, 0, 0, 1, -2))
-        self.link.up(
-            e.Submitted(self.link.peer, self.uid, e.JobSpec(job, cwd, "cc", f"build-{self.uid}", labels=labels, priority=priority))
-        )
+        self.link.up(e.Submitted(self.link.peer, self.uid, self.spec()))
         if world.chance(world.chances.wrapper_dies):
             world.after(world.random.expovariate(0.3), self.die)
         if world.chance(world.chances.wrapper_sleeps):
             world.after(world.random.expovariate(1.0), self.sleep)
+
+    def spec(self) -> e.JobSpec:
+        random = self.world.random
+        labels = ("big=1",) if random.random() < 0.1 else ()
+        cwd = random.choice(("/srv/a", "/srv/b", "/srv/b", "/tmp/x"))
+        agent = random.choice(("agent-0", "agent-1", "agent-9")) if random.random() < 0.1 else ""
+        priority = random.choice((0, 0, 0, 1, -2))
+        return e.JobSpec(self.job, cwd, "cc", f"build-{self.uid}", labels=labels, priority=priority, agent=agent)
 
     def die(self) -> None:
         self.world.stories[self.job].wrapper_is_gone = True
@@ -152,10 +155,12 @@ class Agent:
         if self.link is None or not self.link.is_open:
             self.link = Link(self.world, self)
             self.token = ""
-            spec = e.AgentSpec(self.name, self.slots, self.roots, self.serves, self.labels, running=tuple(sorted(self.running)))
-            self.link.up(e.Registered(self.link.peer, 0, spec))
+            self.link.up(e.Registered(self.link.peer, 0, self.spec()))
             for key in list(self.results):
                 self.send_result(key)
+
+    def spec(self) -> e.AgentSpec:
+        return e.AgentSpec(self.name, self.slots, self.roots, self.serves, self.labels, running=tuple(sorted(self.running)))
 
     def hear(self, link: Link, action: e.Action) -> None:
         if self.world.now < self.frozen_until:
@@ -168,7 +173,7 @@ class Agent:
         elif isinstance(action, e.RefuseAgent):
             link.close()
         elif isinstance(action, e.Assign):
-            self.assigned(link, (action.spec.job, action.attempt))
+            self.assigned(link, action)
         elif isinstance(action, e.Kill):
             self.end((action.job, action.attempt), e.Outcome(9))
         elif isinstance(action, e.AckResult):
@@ -185,7 +190,8 @@ class Agent:
                 self.send_result(key)
         self.world.after(1.0, lambda: self.beat(link))
 
-    def assigned(self, link: Link, key: tuple[str, int]) -> None:
+    def assigned(self, link: Link, action: e.Assign) -> None:
+        key = action.spec.job, action.attempt
         world, story = self.world, self.world.stories[key[0]]
         if world.chance(world.chances.reject):
             return link.up(e.Rejected(link.peer, *key, "the disk is full"))
@@ -196,7 +202,14 @@ class Agent:
             raise Violation(f"agent {self.name} runs {len(self.running)} jobs in {self.slots} slots")
         outcome = e.Outcome(None, "infrastructure", "I/O error") if world.chance(world.chances.infrastructure) else e.Outcome(0)
         life = self.life
+        self.starts(key, action)
         world.after(world.random.expovariate(0.5), lambda: self.end(key, outcome) if life == self.life else None)
+
+    def starts(self, key: tuple[str, int], action: e.Assign) -> None:
+        """A job has started here."""
+
+    def ends(self, key: tuple[str, int], outcome: e.Outcome) -> None:
+        """A job that ran here has ended; what it has to say is said after this."""
 
     def end(self, key: tuple[str, int], outcome: e.Outcome) -> None:
         if self.world.now < self.frozen_until:
@@ -205,6 +218,7 @@ class Agent:
             self.running.remove(key)
             self.world.stories[key[0]].running -= 1
             self.results[key] = outcome
+            self.ends(key, outcome)
             self.send_result(key)
 
     def send_result(self, key: tuple[str, int]) -> None:
@@ -244,6 +258,9 @@ class Agent:
 class World:
     """One schedule."""
 
+    agent_kind: type[Agent] = Agent
+    wrapper_kind: type[Wrapper] = Wrapper
+
     def __init__(self, seed: int, jobs: int = 20, agents: int = 3, chances: Chances | None = None) -> None:
         self.seed = seed
         self.random = random.Random(seed)
@@ -257,14 +274,17 @@ class World:
         self._stopped_until = 0.0
         self._backlog: list[e.Event] = []
         self._due: list[tuple[float, int, Callable[[], None]]] = []
-        secrets = itertools.count(1)
-        self.scheduler = Scheduler(lambda: f"secret-{next(secrets)}")
-        self.agents = [Agent(self, f"agent-{number}") for number in range(agents)]
+        self._secrets = itertools.count(1)
+        self.scheduler = self.new_scheduler()
+        self.agents = [self.agent_kind(self, f"agent-{number}") for number in range(agents)]
         self.wrappers: list[Wrapper] = []
         for number in range(jobs):
-            self.at(self.random.uniform(0, 30), lambda number=number: self.wrappers.append(Wrapper(self, f"job-{number}")))  # type: ignore[misc]
+            self.at(self.random.uniform(0, 30), lambda number=number: self.wrappers.append(self.wrapper_kind(self, f"job-{number}")))  # type: ignore[misc]
         for _ in range(self.chances.faults):
             self.at(self.random.uniform(0, FAULTS_END), self._fault)
+
+    def new_scheduler(self) -> Scheduler:
+        return Scheduler(lambda: f"secret-{next(self._secrets)}")
 
     # ---- time ----
 

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 from simulation import Chances, Violation, World, run_many
+from simulation_views import ViewsWorld
 
+from dwrap.agent.marks import Due, Marks
 from dwrap.distributor import events as e
+from dwrap.distributor.bursts import Bursts
 from dwrap.distributor.events import JobState
 from dwrap.distributor.job import Job
+from dwrap.distributor.journal import Journal
 from dwrap.distributor.scheduler import Scheduler
+from dwrap.protocol.manifest import Entry
 
 SCHEDULES = 200
 
@@ -85,3 +90,71 @@ def test_planted_defects_are_found(monkeypatch: pytest.MonkeyPatch, method: str,
     monkeypatch.setattr(Scheduler, method, planted)
     with pytest.raises((Violation, AssertionError, KeyError)):
         run_many(100, 0)
+
+
+# ---- views of a shared tree ----
+
+
+def run_views(schedules: int, first: int) -> int:
+    """Returns how many looks were compared."""
+    return sum(ViewsWorld(seed).run().looks for seed in range(first, first + schedules))
+
+
+def test_no_job_sees_what_is_older_than_it_may_rely_on() -> None:
+    first = random.SystemRandom().randrange(1_000_000)
+    print(f"seeds {first} to {first + SCHEDULES - 1}")
+    assert run_views(SCHEDULES, first) > SCHEDULES * 20
+
+
+def tells_nothing(self: Journal, mark: int, reader: int) -> tuple[int, bytes, bool]:
+    mark, _, behind = original_since(self, mark, reader)
+    return mark, b"", behind
+
+
+def never_says_behind(self: Journal, mark: int, reader: int) -> tuple[int, bytes, bool]:
+    mark, entries, _ = original_since(self, mark, reader)
+    return mark, entries, False
+
+
+def takes_everything_for_the_readers_own(self: Journal, origin: int | None, entries: list[Entry]) -> None:
+    original_add(self, 1 if origin is None else origin, [one for one in entries if one.kind != b"D"])
+
+
+def forgets_batches(self: Marks, uid: int, cwd: bytes, burst: int) -> Due:
+    return original_due(self, uid, cwd, burst)._replace(journal=b"")
+
+
+def refreshes_once_for_all(self: Marks, uid: int, cwd: bytes, burst: int) -> Due:
+    return original_due(self, uid, b"/", burst)
+
+
+def never_begins_another(self: Bursts, build: object, now: float) -> int:
+    original_begin(self, build, now)
+    return 1
+
+
+def does_nothing(*_: object) -> None:
+    return None
+
+
+original_since, original_add, original_due = Journal.since, Journal.add, Marks.due
+original_begin = Bursts.begin
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "planted"),
+    [
+        (Journal, "since", tells_nothing),
+        (Journal, "since", never_says_behind),
+        (Journal, "add", takes_everything_for_the_readers_own),
+        (Journal, "forget_all_marks", does_nothing),
+        (Marks, "due", forgets_batches),
+        (Marks, "due", refreshes_once_for_all),
+        (Marks, "restart", does_nothing),
+        (Bursts, "begin", never_begins_another),
+    ],
+)
+def test_planted_defects_of_coherence_are_found(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, planted: Any) -> None:
+    monkeypatch.setattr(owner, method, planted)
+    with pytest.raises(Violation):
+        run_views(400, 0)
