@@ -27,6 +27,7 @@ class Distributor:
         self.endpoint = f"ipc://{folder}/d.sock"
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.agent = b""
+        self.manifest = b""
         self.open()
 
     def open(self) -> None:
@@ -48,6 +49,8 @@ class Distributor:
             verb, fields, bodies = messages.parse(frames)
             if verb == "HEARTBEAT":
                 self.say("LEASE", epoch=1, lease_ms=10_000)
+            if verb == "MANIFEST":
+                self.manifest += bodies[0]
             if verb == wanted:
                 return fields, tuple(bodies)
         raise AssertionError(f"no {wanted} within {SECONDS} s")
@@ -57,10 +60,10 @@ class Distributor:
         self.say("WELCOME", epoch=1, token="secret", lease_ms=10_000)
         return fields
 
-    def assign(self, script: str, job: str = "j1", claims: bytes = b"stdin=null\0", uid: int | None = None) -> None:
+    def assign(self, script: str, job: str = "j1", claims: bytes = b"stdin=null\0", uid: int | None = None, **more: int) -> None:
         who = os.geteuid() if uid is None else uid
         argv = messages.encode_strings([b"/bin/sh", b"-c", script.encode()])
-        self.say("ASSIGN", claims, argv, b"PATH=/usr/bin:/bin\0", job=job, attempt=1, epoch=1, uid=who, cwd="/", build="b")
+        self.say("ASSIGN", claims, argv, b"PATH=/usr/bin:/bin\0", job=job, attempt=1, epoch=1, uid=who, cwd="/", build="b", **more)
 
 
 def start(*words: str, work: Path) -> subprocess.Popen[str]:
@@ -156,6 +159,22 @@ def test_refused_is_one_line_and_the_end(distributor: Distributor, agent: subpro
     assert [line for line in errors.splitlines() if line.startswith("dwrap: ") and "is taken" in line]
 
 
+@pytest.mark.parametrize(("views", "told"), [("always", True), ("never", False)])
+def test_whether_it_records_is_what_the_operator_says(distributor: Distributor, tmp_path: Path, views: str, told: bool) -> None:
+    process = start(distributor.endpoint, "--views", views, work=tmp_path / "work")
+    try:
+        assert distributor.welcome().flag("views") == told
+        file = tmp_path / "made"
+        distributor.assign(f"echo made > {file}", views=1, burst=1)
+        result, _ = distributor.hear("RESULT")
+        assert result.number("status") == 0
+        assert (result.text("outputs") == "coherent") != told
+        assert (b" %b\0" % os.fsencode(file) in distributor.manifest) == told, "entries of what it wrote come before the result"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -163,6 +182,7 @@ def test_refused_is_one_line_and_the_end(distributor: Distributor, agent: subpro
         (("udp://x",), "neither"),
         (("ipc:///d.sock", "--root", "relative"), "not absolute"),
         (("ipc:///d.sock", "--label", "nonsense"), "KEY=VALUE"),
+        (("ipc:///d.sock", "--label", "agent=b"), "say --name"),
     ],
 )
 def test_what_it_does_not_start_with(words: tuple[str, ...], text: str, tmp_path: Path) -> None:

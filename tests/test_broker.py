@@ -186,6 +186,30 @@ def test_malformed_manifests_are_refused(house: House, body: bytes) -> None:
     agent.hear("REFUSED")
 
 
+@pytest.mark.parametrize("seen", [b"D 1 1 1 1 /a", b"D 1 1 1 1 /a\0" * 100_000])
+def test_what_a_submitter_saw_is_refused_when_it_is_cut_or_too_much(house: House, seen: bytes) -> None:
+    house.agent(views=1)
+    desk, job, stamp = house.offered()
+    desk.say("GO", b"cc\0", b"", seen, job=job, stamp=stamp)
+    assert "entries" in desk.hear("REFUSED").text("reason")
+
+
+def test_the_label_of_an_agents_name_cannot_be_claimed(house: House) -> None:
+    peer = house.peer()
+    peer.say("REGISTER", version=1, name="a1", slots=1, root="/", serves=os.getuid(), label="agent=a2")
+    assert "agent=" in peer.hear("REFUSED").text("reason")
+    peer.say("SUBMIT", version=1, job="j", cwd="/srv", command="cc", build="b", label=["agent=a1", "agent=a2"])
+    assert "one agent" in peer.hear("REFUSED").text("reason")
+
+
+def test_an_offer_says_that_somebody_needs_views(house: House) -> None:
+    house.agent()
+    peer = house.peer()
+    for views in (1, 0):
+        peer.say("SUBMIT", version=1, job=f"v{views}", cwd="/srv", command="cc", build="b", views=views)
+        assert peer.hear("OFFER").flag("views") == bool(views)
+
+
 def test_streams_pass_verbatim_both_ways(house: House) -> None:
     agent = house.agent()
     peer, job = house.running(agent)
