@@ -60,6 +60,20 @@ def test_stories(steps: tuple[tuple[str, dict[str, Fact]], ...], where: str, fir
     assert entry["submitted_at"] == 1_010.0
 
 
+def test_what_is_told_of_views_of_the_shared_tree() -> None:
+    seen = {"tree": "pidns", "outputs": "exact", "revalidate_ms": 3, "flush_ms": 2}
+    plain = explain(entry_of(OFFERED, ASSIGNED, ("done", {**DONE[1], **seen})))
+    assert plain[0] == "cc ran on a1: queued 5 ms, made sure of its view 3 ms, ran 7 ms, flushed 2 ms"
+    assert plain[-1] == "its processes were held by pidns; its outputs on disk are exact"
+    wrong = {**seen, "outputs": "approximate", "outputs_why": "a container wrote files", "stale": 4, "reran": 1, "escaped": 2,
+             "escaped_path": "/var/x"}  # fmt: skip
+    assert explain(entry_of(OFFERED, ASSIGNED, ("done", {**DONE[1], **wrong})))[-3:] == [
+        "its processes were held by pidns; its outputs on disk are approximate (a container wrote files)",
+        "a1 had 4 names of the shared tree wrong and corrected them; it failed at first and ran again",
+        "it left 2 files on a1 that no other host sees, the first /var/x",
+    ]
+
+
 def test_the_history_is_bounded_and_keeps_the_newest() -> None:
     history = History(0.0)
     for number in range(HISTORY_JOBS + 100):
