@@ -67,6 +67,8 @@ def switches(here: Surroundings) -> Iterator[Finding]:
     for name in ("DWRAP_LOCAL", "FORCE_INLINE", "FORCE_LOCAL"):
         if here.environment.get(name):
             yield Finding("warn", "settings", f"{name} is set: every command runs here", f"unset {name}")
+    if here.environment.get("DWRAP_VIEWS") == "never":
+        yield Finding("warn", "settings", "DWRAP_VIEWS=never: on NFS, files are seen late and old ones are read", "unset DWRAP_VIEWS")
     if here.environment.get("DWRAP_JOB"):
         yield Finding("warn", "settings", "this shell is itself a job: commands run in place", "run dwrapctl outside of the farm")
 

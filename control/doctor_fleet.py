@@ -119,14 +119,14 @@ class Fleet:
             _replace(question, words[2] + "\n")
             second = self._job(here, name, [SECOND, "doctor", question, later], deadline)
             wrong += judge_second(what, desk, second, words[2])
-        wrong += judge_surroundings(what, desk, first) if first.status == 0 else []
-        wrong += [Finding("warn", what, *_split(str(flaw))) for flaw in agent.get("flaws") or ()]
-        if wrong:
-            yield from wrong
-        else:
+        differs = list(judge_surroundings(what, desk, first)) if first.status == 0 else []
+        if not wrong:
             mount = first.mount(desk.cwd)
             seen = f" on {mount.name()}" if mount and mount.is_shared else ""
-            yield Finding("ok", what, f"the same tree{seen}, seen at once both ways; clock, groups and umask are as here")
+            alike = "" if differs else "; clock, groups and umask are as here"
+            yield Finding("ok", what, f"the same tree{seen}, seen at once both ways{alike}")
+        yield from wrong + differs
+        yield from (Finding("warn", what, *_split(str(flaw))) for flaw in agent.get("flaws") or ())
 
     def _job(self, here: Surroundings, agent: str, script: Sequence[str], deadline: float) -> Answer:
         before = time.time()
@@ -205,7 +205,7 @@ def judge_reply(what: str, path: str, word: str) -> Iterator[Finding]:
     except OSError as error:
         found = str(error.strerror).lower()
     if found != word:
-        remedy = "look at how the tree is mounted on both machines (docs/coherence.md), and at its agent's --views"
+        remedy = "look at how the tree is mounted on both machines (docs/coherence.md), and at the agent's --views"
         yield Finding("fail", what, f"what it wrote is not seen here at once ({found or 'empty'})", remedy)
 
 

@@ -260,6 +260,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(tmp_path: Path) -> None:
         ({"environment": {"PATH": "/nowhere"}}, [AGENT], "wrapper", "fail"),
         ({"version": "9.8"}, [AGENT], "wrapper", "warn"),
         ({"environment": {"DWRAP_LOCAL": "1"}}, [AGENT], "settings", "warn"),
+        ({"environment": {"DWRAP_VIEWS": "never"}}, [AGENT], "settings", "warn"),
         ({"environment": {"DWRAP_LOCAL_SLOTS": "many"}}, [AGENT], "local slots", "fail"),
         ({"environment": {"DWRAP_LOCAL_SLOTS": "99999"}}, [AGENT], "local slots", "warn"),
         ({"environment": {"XDG_RUNTIME_DIR": "/proc/nowhere"}}, [AGENT], "runtime directory", "warn"),
