@@ -190,6 +190,11 @@ class Placement:
                 found = entry
         return found[4] if found else None
 
+    def is_full(self, name: str) -> bool:
+        """Whether the serving agent of this name has no free slot."""
+        agent = self._named.get(name)
+        return agent is not None and not agent.has_room
+
     def count(self, pools: Iterable[Pool]) -> int:
         """How many serving agents these pools have."""
         return sum(len(self._groups[pool].agents) for pool in pools if pool in self._groups)

@@ -94,8 +94,8 @@ class Reports:
             "assigned_slots": sum(len(agent.jobs) for agent in self._scheduler.agents.values()),
             "queued_jobs": self._scheduler.waiting,
             "running_jobs": running,
-            "journal_directories": len(self._scheduler.journal),
-            "journal_bytes": self._scheduler.journal.size,
+            "journal_directories": len(self._scheduler.views.journal),
+            "journal_bytes": self._scheduler.views.journal.size,
         }
 
 

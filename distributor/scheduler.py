@@ -17,13 +17,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dwrap.distributor import events as e
-from dwrap.distributor.bursts import Bursts
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
-from dwrap.distributor.journal import Journal
 from dwrap.distributor.placement import Agent, Placement
 from dwrap.distributor.roster import Roster, dead_at
 from dwrap.distributor.timers import Timers
+from dwrap.distributor.views import Views
 from dwrap.distributor.waiting import WaitingRoom
 
 OFFER_SECONDS: Final = 2.0
@@ -32,7 +31,6 @@ NO_AGENT_SECONDS: Final = 10.0
 UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_JOBS: Final = 100_000
-MAX_TOLD: Final = 4_096  # changes that one submitter may tell for one job
 
 
 def expect_nothing(_: e.JobSpec) -> float:
@@ -47,8 +45,7 @@ class Scheduler:
         self.jobs: dict[str, Job] = {}
         self._roster = Roster()
         self.agents = self._roster.by_peer
-        self.journal = Journal()
-        self._bursts = Bursts()
+        self.views = Views(self._roster)
         self._secret = secret
         self._expect = expect
         self._submitters: dict[Peer, set[str]] = {}
@@ -120,7 +117,7 @@ class Scheduler:
         facts: dict[str, e.Fact] = {"uid": event.uid, "build": spec.build, "command": spec.command, "cwd": spec.cwd}
         facts.update(host=spec.host, pid=spec.pid, priority=spec.priority)
         self._record(job, "submitted", facts)
-        self._see_views(job)
+        self.views.see(job, self._now)
         ahead = self.waiting
         self._admit(job)
         self._place()
@@ -229,7 +226,7 @@ class Scheduler:
         self._record_agent(agent, "left", reason)
         pool_has_gone = self._placement.remove(agent)
         if any(self.jobs[job_id].state is JobState.ASSIGNED for job_id in agent.jobs):
-            self.journal.forget_all_marks()
+            self.views.nobody_can_tell()
         for job_id in sorted(agent.jobs):
             job = self.jobs[job_id]
             if job.state is JobState.OFFERED:
@@ -254,7 +251,7 @@ class Scheduler:
     def _finished(self, event: e.Finished) -> None:
         job = self.held_by(event.peer, event.job, event.attempt)
         if event.outcome.error == "infrastructure" and event.peer in self.agents:
-            self.journal.forget_all_marks()  # what it had written by then nobody has told
+            self.views.nobody_can_tell()
         if job is None or job.agent is None:
             if event.peer not in self.agents:
                 return self._act(e.Unexpected("result"))
@@ -281,27 +278,18 @@ class Scheduler:
 
     # ---- what changed on the shared trees ----
 
-    def _see_views(self, job: Job) -> None:
-        """A job has views as soon as its submitter or any agent has a network file system."""
-        if not job.views and (job.spec.views or self._roster.with_views):
-            job.views = True
-            job.burst = self._bursts.begin(job.whose_build, self._now)
-
     def _told(self, event: e.ManifestTold) -> None:
         agent = self.agents.get(event.peer)
         if agent is not None and agent.trusted:  # also of a job that is no longer its own: it did write this
-            self.journal.add(agent.peer, event.entries)
+            self.views.wrote(agent, event.entries)
             job = self.held_by(agent.peer, event.job, event.attempt)
             if job is not None and job.peer is not None:
                 self._act(e.ForwardManifest(job.peer, event.frames))
             return
         job = self.jobs.get(event.job)
-        if job is None or job.peer != event.peer or job.state not in (JobState.QUEUED, JobState.OFFERED):
-            return self._act(e.Unexpected("manifest"))
-        job.told += len(event.entries)
-        if job.told > MAX_TOLD:
-            return self._act(e.Unexpected("manifest"))
-        self.journal.add(None, event.entries)
+        is_before_go = job is not None and job.peer == event.peer and job.state in (JobState.QUEUED, JobState.OFFERED)
+        if job is None or not is_before_go or not self.views.changed(job, event.entries):
+            self._act(e.Unexpected("manifest"))
 
     # ---- placing ----
 
@@ -338,6 +326,8 @@ class Scheduler:
 
     def _place_choosy(self) -> None:
         for job in list(self._room.choosy.values()):
+            if self._placement.is_full(job.spec.agent):
+                continue
             verdict = self._room.judge(job.spec, job.uid)
             agent = self._placement.best(verdict.pools, job.avoid, job.spec.agent)
             if agent is not None:
@@ -355,7 +345,7 @@ class Scheduler:
         self._hold(job, agent)
         self._move(job, JobState.OFFERED, "offered", {"agent": agent.name})
         self._timers.at(self._now + OFFER_SECONDS, self._offer_due, job, job.stamp)
-        self._see_views(job)
+        self.views.see(job, self._now)
         self._act(e.Offer(job.peer, job.id, job.stamp, job.views))
 
     def _offer_due(self, job: Job, stamp: str) -> None:
@@ -381,10 +371,7 @@ class Scheduler:
         job.assigned_at = self._now
         facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self._now - job.submitted_at))}
         self._move(job, JobState.ASSIGNED, "assigned", facts)
-        journal, behind = b"", False
-        if job.views:
-            agent.mark, journal, behind = self.journal.since(agent.mark, agent.peer)
-        self._act(e.Assign(agent.peer, job.spec, job.attempt, uid, payload, job.views, journal, behind, job.burst))
+        self._act(e.Assign(agent.peer, job.spec, job.attempt, uid, payload, job.views, *self.views.due(job, agent), job.burst))
 
     # ---- transitions ----
 
@@ -405,8 +392,7 @@ class Scheduler:
         """The end of a job. One whose RESULT is on its way to a submitter is kept until that has acknowledged it."""
         self._release(job, forget=what != "done")
         job.settled_at = self._now
-        if job.burst:
-            self._bursts.end(job.whose_build, self._now)
+        self.views.settled(job, self._now)
         self._move(job, JobState.SETTLED, what, facts)
         if what == "done":
             self._unacknowledged[job.id] = job

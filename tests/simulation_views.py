@@ -211,7 +211,7 @@ class ViewsWorld(World):
     def new_scheduler(self) -> Scheduler:
         scheduler = super().new_scheduler()
         if self.random.random() < 0.3:
-            scheduler.journal = Journal(max_directories=2)
+            scheduler.views.journal = Journal(max_directories=2)
         return scheduler
 
     def reads(self, host: Host, job: str, cwd: str) -> None:
@@ -225,7 +225,7 @@ class ViewsWorld(World):
 
     def has_paused(self, uid: int, build: str) -> bool:
         """Whether a job that is submitted now begins a burst."""
-        bursts, key = self.scheduler._bursts, (uid, build)
+        bursts, key = self.scheduler.views._bursts, (uid, build)
         return key not in bursts._live and (key not in bursts._idle or self.now - bursts._idle[key][1] >= PAUSE_SECONDS)
 
     def restart(self) -> None:

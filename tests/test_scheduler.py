@@ -9,7 +9,8 @@ import pytest
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState
-from dwrap.distributor.scheduler import MAX_TOLD, Scheduler
+from dwrap.distributor.scheduler import Scheduler
+from dwrap.distributor.views import MAX_TOLD
 from dwrap.protocol import manifest
 
 A = TypeVar("A")
@@ -543,7 +544,7 @@ def test_an_agent_is_believed_only_once_its_token_is_back(desk: Desk) -> None:
     desk.do(e.Registered(9, 0, e.AgentSpec("a9", 1, ("/srv",), views=True)))
     wrote(desk, 9, "j", "F /srv/a")
     assert desk.one(e.Unexpected).what == "manifest"
-    assert len(desk.scheduler.journal) == 0
+    assert len(desk.scheduler.views.journal) == 0
 
 
 @pytest.mark.parametrize("how", ["lost with a job", "a job whose runner died"])
