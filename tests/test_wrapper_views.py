@@ -77,7 +77,8 @@ def test_go_tells_what_the_arguments_name(dwrap: Wrapper) -> None:
     for name in ("sub/a.c", "sub/b.c", "inc/x.h", "other/y.h", "list.rsp", "plain"):
         (cwd / name).parent.mkdir(exist_ok=True)
         (cwd / name).write_text(name)
-    words = ["-c", "sub/a.c", "./sub/b.c", "-Iinc/", f"--sysroot={cwd}/other", "@list.rsp", "-O2", "-Wall", "-o", "sub/new.o", "plain", "-Iinc"]
+    words = ["-c", "sub/a.c", "./sub/b.c", "-Iinc/", f"--sysroot={cwd}/other", "@list.rsp"]
+    words += ["-O2", "-Wall", "-o", "sub/new.o", "plain", "-Iinc"]
     with FakeDistributor(offer_views(result())) as d:
         dwrap.run(d.address, "cmd", *words, "", "-", "@", "=", "x" * 5000, env=FAIL)
         entries = seen(d)
@@ -165,7 +166,8 @@ def test_what_is_seen_as_it_was_written_is_silent(dwrap: Wrapper) -> None:
     file, link = dwrap.directory / "a.o", dwrap.directory / "link"
     file.write_text("object")
     link.symlink_to("nowhere")
-    entries = [entry_of(dwrap.directory, kind=b"D"), entry_of(file), entry_of(link), manifest.make(b"G", os.fsencode(dwrap.directory / "gone"))]
+    gone = manifest.make(b"G", os.fsencode(dwrap.directory / "gone"))
+    entries = [entry_of(dwrap.directory, kind=b"D"), entry_of(file), entry_of(link), gone]
     with FakeDistributor(offer_views(told(*entries), told(), output(b"hello\n"), told(*entries), result(stdout_bytes=6))) as d:
         done = dwrap.run(d.address, "cmd", env=FAIL)
         d.wait_for("ACK")

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from wrapper_program import ROOT, SANITIZE, build, clang
+from wrapper_program import ROOT, SANITIZE, build, clang, coverage
 
 VECTORS = ROOT / "protocol" / "vectors.txt"
 SECONDS = int(os.environ.get("DWRAP_FUZZ_SECONDS", "5"))
@@ -55,21 +54,8 @@ def test_fuzzing_finds_nothing(tmp_path: Path, seeds: Path) -> None:
     runs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     assert runs
     print(f"{runs[1]} executions; lines of the parsers covered by what they found:")
-    print(coverage(tmp_path, [seeds, tmp_path / "corpus"]))
+    print(coverage(tmp_path, FUZZER, ["wrapper/zmtp.c", "protocol/fields.h"], [seeds, tmp_path / "corpus"]))
     assert int(runs[1]) > 1000
-
-
-def coverage(tmp_path: Path, corpora: list[Path]) -> str:
-    """llvm-cov's table for the decoder and the fields parser; or why there is none."""
-    profdata, cov = shutil.which("llvm-profdata"), shutil.which("llvm-cov")
-    if not profdata or not cov:
-        return "(llvm-cov is not installed)"
-    program = build(clang(), tmp_path / "covered", FUZZER, "-g", "-fsanitize=fuzzer", "-fprofile-instr-generate", "-fcoverage-mapping")
-    raw = tmp_path / "raw"
-    subprocess.run([program, "-runs=0", *corpora], env={**os.environ, "LLVM_PROFILE_FILE": str(raw)}, capture_output=True, check=True)
-    subprocess.run([profdata, "merge", raw, "-o", tmp_path / "data"], check=True)
-    command = [cov, "report", program, f"-instr-profile={tmp_path / 'data'}", "wrapper/zmtp.c", "protocol/fields.h"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_fuzzing_finds_a_planted_overflow(tmp_path: Path, seeds: Path) -> None:

@@ -117,3 +117,16 @@ def clang() -> str:
     if not found:
         pytest.skip("clang is not installed, and libFuzzer comes with it")
     return found
+
+
+def coverage(directory: Path, fuzzer: list[str], files: list[str], corpora: list[Path]) -> str:
+    """llvm-cov's table for these files after a fuzzer has run over corpora; or why there is none."""
+    profdata, cov = shutil.which("llvm-profdata"), shutil.which("llvm-cov")
+    if not profdata or not cov:
+        return "(llvm-cov is not installed)"
+    program = build(clang(), directory / "covered", fuzzer, "-g", "-fsanitize=fuzzer", "-fprofile-instr-generate", "-fcoverage-mapping")
+    raw = directory / "raw"
+    subprocess.run([program, "-runs=0", *corpora], env={**os.environ, "LLVM_PROFILE_FILE": str(raw)}, capture_output=True, check=True)
+    subprocess.run([profdata, "merge", raw, "-o", directory / "data"], check=True)
+    command = [cov, "report", program, f"-instr-profile={directory / 'data'}", *files]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
