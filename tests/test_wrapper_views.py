@@ -222,5 +222,3 @@ def test_a_second_offer_is_answered_alike(dwrap: Wrapper) -> None:
         first, second = d.by_verb("GO")
     assert (first[2][2], second[1].text("stamp")) == (b"", "s2")
     assert names(manifest.parse(second[2][2]), dwrap.directory) == ["D ."]
-
-
