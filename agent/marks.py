@@ -3,6 +3,8 @@
 Pure. Knows serial numbers, users and directories. Does not know entries, runners or messages. What a runner is to apply is
 `due`; when it says that it has, `applied` moves that user's mark. A runner that never says so moves nothing, and two that start
 at once are given the same: applying twice does no harm. What is kept is bounded; whoever lacks what was dropped asks the server.
+So does a user whose runners fail time and again over what they are given: one entry that can never be seen, be it a lie, must
+not keep every job away from this host. Each of these failures was loud.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Final, NamedTuple
 MAX_BYTES: Final = 4 * 1024 * 1024
 MAX_USERS: Final = 256
 MAX_DIRECTORIES: Final = 4_096
+MAX_FAILURES: Final = 3
 
 
 class Due(NamedTuple):
@@ -32,6 +35,7 @@ class Due(NamedTuple):
 class _User:
     applied: int = 0  # the newest batch that a runner of this user has applied
     missed: int = 0  # how often batches were dropped that it had not
+    failures: int = 0  # runners in a row that ended without having applied what they were given
     fresh: OrderedDict[bytes, tuple[int, int]] = field(default_factory=OrderedDict)  # by directory: behind and burst when refreshed
 
 
@@ -87,11 +91,27 @@ class Marks:
         if user is None:
             return
         user.applied = max(user.applied, due.serial)
+        user.failures = 0
         if due.refresh:
             behind, burst = user.fresh.pop(due.cwd, (-1, -1))
             user.fresh[due.cwd] = max(behind, due.behind), max(burst, due.burst)
             if len(user.fresh) > MAX_DIRECTORIES:
                 user.fresh.popitem(last=False)
+        self._trim()
+
+    def failed(self, due: Due) -> None:
+        """A runner has ended without having applied what it was given."""
+        user = self._users.get(due.uid)
+        if user is None or not due.journal:
+            return
+        user.failures += 1
+        if user.failures >= MAX_FAILURES:
+            user.applied = max(user.applied, due.serial)
+            user.failures = 0
+            user.missed += 1
+            self._trim()
+
+    def _trim(self) -> None:
         everyone = min(user.applied for user in self._users.values())
         while self._batches and self._batches[0][0] <= everyone:
             self._drop()

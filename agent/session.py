@@ -87,7 +87,7 @@ class _Manifest:
 
 @dataclass(slots=True)
 class _Running:
-    due: Due | None = None  # what its runner was given to apply
+    due: Due | None = None  # what its runner was given to apply, and has not yet
     lost: str = ""  # why its status, when it comes, is not the command's own
     manifest: _Manifest = field(default_factory=_Manifest)
 
@@ -219,7 +219,7 @@ class Session:
         if key in self._running or key in self._kept:
             return []
         claims, argv, env, seen, journal = (*event.bodies, b"", b"", b"", b"", b"")[:5]
-        if event.fields.need("epoch") == self.epoch:  # also when the job is not taken: it will not be told again
+        if event.fields.need("epoch") == self.epoch and self.registration.records:  # also of a job that is not taken
             self._marks.take(journal, event.fields.flag("behind"))
         reason = self._why_not(event, key, now)
         if reason:
@@ -319,6 +319,7 @@ class Session:
         if event.kind == Kind.APPLIED:
             if state.due is not None:
                 self._marks.applied(state.due)
+                state.due = None
             return []
         if event.kind == Kind.MANIFEST:
             return self._wrote(event.key, state.manifest, event.payload)
@@ -372,7 +373,9 @@ class Session:
         return actions
 
     def _forget(self, key: Key) -> None:
-        del self._running[key]
+        ended = self._running.pop(key)
+        if ended.due is not None and not ended.lost:
+            self._marks.failed(ended.due)
         del self._attempt[key[0]]
 
     def _kill_all(self, why: str) -> list[Action]:

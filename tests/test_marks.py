@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as some
 
-from dwrap.agent.marks import MAX_USERS, Due, Marks
+from dwrap.agent.marks import MAX_FAILURES, MAX_USERS, Due, Marks
 
 USER, OTHER = 1000, 1001
 HERE, THERE = b"/srv", b"/srv/sub"
@@ -73,6 +73,21 @@ def test_what_there_is_no_room_for_is_asked_by_those_who_lack_it() -> None:
     assert (due.journal, due.refresh) == (b"y" * 8, True)
     due = made_sure(marks)
     assert (due.journal, due.refresh) == (b"y" * 8, False)
+
+
+def test_entries_that_no_runner_can_apply_keep_nobody_away_for_ever() -> None:
+    marks = Marks()
+    made_sure(marks)
+    marks.take(b"a lie", behind=False)
+    for _ in range(MAX_FAILURES):
+        due = marks.due(USER, HERE, 1)
+        assert due.journal == b"a lie"
+        marks.failed(due)
+    due = made_sure(marks)
+    assert (due.journal, due.refresh) == (b"", True)
+    marks.take(b"true", behind=False)
+    marks.failed(marks.due(USER, HERE, 1))
+    assert made_sure(marks).journal == b"true"
 
 
 def test_another_distributor_makes_nothing_fresh() -> None:

@@ -315,6 +315,16 @@ def test_a_runner_is_given_what_was_seen_and_what_others_changed() -> None:
     assert start_of(session.handle(viewing("j3", burst=2), 0)).journal == b"K", "j2 never said that it had applied it"
 
 
+def test_runners_that_cannot_apply_what_they_are_given_end_in_asking_the_server() -> None:
+    session = welcomed()
+    refused = []
+    for number in range(6):
+        start = start_of(session.handle(viewing(f"j{number}", journal=b"" if number else b"J"), 0))
+        refused.append(start.journal)
+        session.handle(e.RunnerSaid(start.key, e.Kind.REJECTED, 0, 0, b"/srv/a does not show"), 0)
+    assert refused == [b"J"] * 3 + [b""] * 3
+
+
 def test_entries_that_come_with_a_job_that_is_not_taken_are_not_lost() -> None:
     session = welcomed(1)
     session.handle(viewing(), 0)
