@@ -43,9 +43,11 @@ def _holder(host: str) -> str:
 
 def on(host: str, argv: Sequence[str], *, cwd: Path = TREE, uid: int = ROOT) -> list[str]:
     """The command line that runs this one on a host."""
-    enter = ["nsenter", "--target", _holder(host), "--net", "--mount", "--uts", f"--wdns={cwd}"]
+    enter = ["nsenter", "--target", _holder(host), "--net", "--mount", "--uts"]
     become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []
-    return [*enter, *become, *argv]
+    if os.environ.get("LAB_SQUASH") == "1":  # the directory may be closed to root
+        return [*enter, "--wdns=/", *become, "env", "-C", str(cwd), *argv]
+    return [*enter, f"--wdns={cwd}", *become, *argv]
 
 
 def compiled(name: str, *flags: str) -> str:
@@ -62,6 +64,12 @@ def compiled(name: str, *flags: str) -> str:
 def hand() -> str:
     """The path of the program `hand`."""
     return compiled("hand", str(HERE.parent.parent / "coherence" / "view.c"))
+
+
+def with_tree(script: str) -> None:
+    """Run a script beside the server where the tree's path leads to the served disk itself: the reference without any NFS."""
+    lines = f"mount --bind {DISK} {TREE}\n{script}"
+    subprocess.run(["unshare", "--mount", "sh", "-ec", lines], check=True)
 
 
 class Hand:
@@ -93,23 +101,24 @@ class Hand:
 class Farm:
     """A distributor on the desktop and an agent on each other host; `with Farm(...) as farm:`.
 
-    As root over a Unix socket (agents then run anybody's jobs), or with `uid` as that user, over TCP between the hosts.
+    As root over a Unix socket (agents then run anybody's jobs, the `submitter`'s), or with `uid` as that user, over TCP between hosts.
     """
 
-    def __init__(self, *, uid: int = ROOT, slots: int = 2, views: bool = True, cwd: Path = TREE, agents: Sequence[str] = ()) -> None:
-        self.uid, self.views, self.cwd = uid, views, cwd
+    def __init__(self, *, uid: int = ROOT, submitter: int = ROOT, slots: int = 2, views: bool = True, cwd: Path = TREE) -> None:
+        self.uid, self.submitter, self.views, self.cwd = uid, submitter or uid, views, cwd
         self.submitted = 0
-        self.desk, *others = every_host()
-        self.names = list(agents or others)
+        self.desk, *self.names = every_host()
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.log = Path("/run/farm/log")
         self.log.parent.mkdir(exist_ok=True)
         self.log.parent.chmod(0o1777)
+        Path(SOCKET.removeprefix("ipc://")).unlink(missing_ok=True)
         self.log.touch()
         self.log.chmod(0o666)
         self._tcp = f"tcp://10.9.1.2:{PORT}"
         try:
             self._start(self.desk, ["dwrap-distributor", "--listen", SOCKET, "--listen", self._tcp, "--http", "off", "--insecure"])
+            Path(SOCKET.removeprefix("ipc://")).chmod(0o777)
             for name in self.names:
                 self.start_agent(name, slots)
         except BaseException:
@@ -148,7 +157,7 @@ class Farm:
         self, host: str, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host, without dwrap."""
-        argv = on(host, command, cwd=cwd or self.cwd, uid=self.uid)
+        argv = on(host, command, cwd=cwd or self.cwd, uid=self.submitter)
         nothing = subprocess.DEVNULL
         return subprocess.run(argv, capture_output=True, text=True, errors="replace", stdin=nothing, env=environment, check=False)
 

@@ -96,6 +96,8 @@ def _prepare(work: Path, command: Sequence[str], shape: Shape, binds: Sequence[P
     start = Path.cwd() if any(Path.cwd().is_relative_to(bind) for bind in binds) else Path("/srv")
     settings = {"SERVER": shape.server, "HOSTS": " ".join(shape.hosts), "SQUASH": str(int(shape.squash)), "START": str(start)}
     (work / "settings").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
+    reach = dict.fromkeys(str(place) for place in (HERE.parent.parent, Path(sys.prefix), Path(sys.base_prefix)))
+    (work / "reach").write_text("".join(f"{place}\n" for place in reach))
     (work / "binds").write_text("".join(f"{bind}\n" for bind in binds))
     (work / "command").write_text(f"set -- {shlex.join(command)}\n")
     kept = {name: value for name, value in environment.items() if name.isidentifier() and name not in ("HOME", "PWD", "OLDPWD", "TMPDIR")}
