@@ -16,8 +16,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "nfs"))
 
-import hosts  # noqa: E402
-import lab  # noqa: E402
+import hosts
+import lab
 
 
 def diagnosis(farm: hosts.Farm, tree: Path) -> dict[str, list[str]]:
