@@ -290,10 +290,10 @@ static void wait_for_events(struct run *run)
         hear(run);
     else if (fds[5].revents)
         trace_end(&run->trace);
-    if (fds[6].revents & POLLIN)
-        take_reports(run);
-    else if (fds[6].revents)
+    if (fds[6].revents & ~POLLIN) /* whoever could say more is gone; what has been said is still taken */
         stop_reports(run);
+    else if (fds[6].revents)
+        take_reports(run);
     if (fds[0].revents & POLLOUT && !control_flush(&run->control))
         lose_agent(run);
     if (fds[0].revents & ~POLLOUT)
