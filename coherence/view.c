@@ -19,13 +19,14 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef RESOLVE_CACHED
 #define RESOLVE_CACHED 0x20
 #endif
 
-enum { MAX_DEPTH = 64, MAX_MISSING = 8 };
+enum { MAX_DEPTH = 64, MAX_MISSING = 8, RECENT_SECONDS = 10 };
 enum { CACHED = AT_STATX_DONT_SYNC, ASK = AT_STATX_FORCE_SYNC };
 
 /* A name that nobody has: what is believed of it shows whether the directory was changed by others. */
@@ -246,13 +247,21 @@ static void cure(struct view *view, const char *name, const struct entry *entry,
         unseen(view, entry, strict);
 }
 
+/* What somebody merely saw is not worth opening a file on the server, unless it is new. */
+static bool is_recent(int64_t time)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return llabs((int64_t)now.tv_sec - time / 1000000000) <= RECENT_SECONDS;
+}
+
 /* The believed file is the entry's; is what is known of it as new? */
 static void freshen(struct view *view, const char *name, const struct entry *entry, struct entry *here, bool strict)
 {
     if (entry->kind == MANIFEST_DIRECTORY || here->ctime > entry->ctime)
         return;
     if (same_numbers(here, entry)) {
-        if (strict && view->regular && entry->size > 0)
+        if (view->regular && entry->size > 0 && (strict || is_recent(entry->mtime)))
             drop_pages(view->directory, name, 0);
         return;
     }
@@ -390,7 +399,7 @@ static void agree_directory(struct view *view, const struct entry *entry, bool s
     }
     if (here.ctime < entry->ctime || (here.ctime == entry->ctime && here.mtime != entry->mtime))
         view->stale += ask_directory(view);
-    else if (strict && here.ctime == entry->ctime)
+    else if (here.ctime == entry->ctime)
         drop_pages(view->directory, ".", O_DIRECTORY);
 }
 
@@ -433,8 +442,15 @@ bool view_compare(struct view *view, const void *piece, size_t length)
 struct refresh {
     struct view *view;
     unsigned left;
-    dev_t device;
+    uint64_t device;
 };
+
+static uint64_t device_of(int fd)
+{
+    struct statx st;
+    bool known = statx(fd, "", AT_EMPTY_PATH | CACHED, STATX_BASIC_STATS, &st) == 0;
+    return known ? (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor : UINT64_MAX;
+}
 
 /* Has somebody else changed names in this directory? Its times alone do not tell: this host's own changes leave them old. */
 static void refresh_names(struct refresh *refresh, int fd)
@@ -452,53 +468,64 @@ static void refresh_names(struct refresh *refresh, int fd)
     refresh->view->stale += old < 0 && errno == EAGAIN;
 }
 
-static void refresh_file(struct refresh *refresh, int directory, const char *name)
+static void refresh_file(struct view *view, int fd, const struct entry *before)
 {
-    struct entry before, after;
-    int fd = believed(directory, name);
+    struct entry after;
+    view->checked++;
+    view->synced++;
+    view->stale += !look(&after, fd, "", ASK) || !same_numbers(before, &after);
+}
+
+static void refresh_directory(struct refresh *refresh, int fd, int depth);
+
+/* What is believed of a name, asked about. Directories are entered in any case: what is in them may be cached when they are not.
+ * Opening them for reading would ask, and hide what was wrong. */
+static void refresh_name(struct refresh *refresh, int directory, const struct dirent *entry, int depth)
+{
+    struct entry before;
+    int fd = believed(directory, entry->d_name);
+    if (fd < 0 && entry->d_type == DT_DIR)
+        fd = openat(directory, entry->d_name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return;
-    refresh->view->checked++;
-    if (look(&before, fd, "", CACHED)) {
-        refresh->view->synced++;
-        bool there = look(&after, fd, "", ASK);
-        refresh->view->stale += !there || !same_numbers(&before, &after);
-    }
+    if (!look(&before, fd, "", CACHED))
+        refresh->view->stale++;
+    else if (before.kind != MANIFEST_DIRECTORY)
+        refresh_file(refresh->view, fd, &before);
+    else if (depth > 0)
+        refresh_directory(refresh, fd, depth - 1);
     close(fd);
 }
 
-/* Closes the directory. */
 static void refresh_directory(struct refresh *refresh, int fd, int depth)
 {
-    struct stat st;
+    if (device_of(fd) != refresh->device)
+        return;
     refresh_names(refresh, fd);
-    DIR *directory = fstat(fd, &st) == 0 && st.st_dev == refresh->device ? fdopendir(fd) : NULL;
-    if (!directory) {
-        close(fd);
+    int readable = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *names = readable < 0 ? NULL : fdopendir(readable);
+    if (!names) {
+        if (readable >= 0)
+            close(readable);
         return;
     }
-    for (struct dirent *entry; refresh->left > 0 && (entry = readdir(directory));) {
+    for (struct dirent *entry; refresh->left > 0 && (entry = readdir(names));) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
         refresh->left--;
-        int inner = -1;
-        if (depth > 0 && (entry->d_type == DT_DIR || entry->d_type == DT_UNKNOWN))
-            inner = openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-        if (inner >= 0)
-            refresh_directory(refresh, inner, depth - 1);
-        else
-            refresh_file(refresh, fd, entry->d_name);
+        refresh_name(refresh, fd, entry, depth);
     }
-    closedir(directory);
+    closedir(names);
 }
 
 void view_refresh(struct view *view, const char *directory, unsigned most)
 {
-    struct stat st;
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0 && fstat(fd, &st) == 0 && !view_is_coherent(fd)) {
-        struct refresh refresh = {view, most, st.st_dev};
+    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (!view_is_coherent(fd)) {
+        struct refresh refresh = {view, most, device_of(fd)};
         refresh_directory(&refresh, fd, MAX_DEPTH);
-    } else if (fd >= 0)
-        close(fd);
+    }
+    close(fd);
 }
