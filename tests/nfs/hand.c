@@ -4,8 +4,9 @@
  *     hand serve                                             the same for lines on stdin (words end at tabs), then a line "."
  * Acts that write take CONTENT, "SERIAL:BYTES": that many bytes, different for each serial. An act answers "ok PATH" or
  * "failed PATH ERRNO"; `look` answers "file PATH INODE SIZE MTIME MODE HASH INODE-AS-OPENED" or what else is there; exit status 1
- * when an act failed. Two more go to coherence/view.c: `entry PATH` answers "entry " and the entry of a manifest, `agree ENTRIES`
-(each with a '|' after it) applies them and answers with the view's counts. Does not know what the truth is, nor who else looks. */
+ * when an act failed. Three more go to coherence/view.c: `entry PATH` answers with the entry of a manifest,
+ * `agree ENTRIES` (each with a '|' after it) applies them, `refresh DIRECTORY` asks about all that is cached there; both answer with
+ * the view's counts. Does not know what the truth is, nor who else looks. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -284,6 +285,17 @@ static int agree(const char *entries, const char *unused)
     return 0;
 }
 
+static int refresh(const char *path, const char *unused)
+{
+    (void)unused;
+    static struct view view;
+    view_start(&view);
+    view_refresh(&view, path, 50000);
+    printf("refreshed checked=%u synced=%u stale=%u\n", view.checked, view.synced, view.stale);
+    view_end(&view);
+    return 0;
+}
+
 /* ---- which is which ---- */
 
 static const struct act {
@@ -300,6 +312,7 @@ static const struct act {
     { "mkdir", make_directory, false, false }, { "rmdir", remove_directory, false, false },
     { "look", look, false, true },             { "list", list, false, true },
     { "entry", tell_entry, false, true },      { "agree", agree, false, true },
+    { "refresh", refresh, false, true },
 };
 
 /* Does the act that begins at words[0]; the words used, 0 when there is no such act. */
