@@ -250,8 +250,8 @@ class Scheduler:
 
     def _finished(self, event: e.Finished) -> None:
         job = self.held_by(event.peer, event.job, event.attempt)
-        if event.outcome.error == "infrastructure" and event.peer in self.agents:
-            self.views.nobody_can_tell()
+        if event.outcome.error == "infrastructure" and not event.outcome.facts.get("outputs") and event.peer in self.agents:
+            self.views.nobody_can_tell()  # its runner died
         if job is None or job.agent is None:
             if event.peer not in self.agents:
                 return self._act(e.Unexpected("result"))

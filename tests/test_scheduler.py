@@ -565,6 +565,13 @@ def test_what_nobody_can_tell_leaves_everyone_behind(desk: Desk, how: str) -> No
     assert not desk.run(54).behind
 
 
+def test_a_disk_that_is_full_leaves_nobody_behind(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    desk.run(50)
+    desk.finish(1, "j50", outcome=e.Outcome(None, "infrastructure", "/srv/a: no space", {"outputs": "exact"}))
+    assert not desk.run(51).behind
+
+
 def test_an_agent_that_is_lost_without_a_job_leaves_nobody_behind(desk: Desk) -> None:
     desk.agent(1, views=True)
     desk.finish(1, desk.run(50).spec.job)
