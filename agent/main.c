@@ -312,13 +312,14 @@ static void relay(struct run *run)
     send_credit(run);
     while (run->phase != EMPTY || out[1].fd >= 0 || out[2].fd >= 0) {
         wait_for_events(run);
+        keep_time(run);
         input_push(&run->streams.in);
         send_credit(run);
         send_held(run);
         for (uint32_t stream = 1; stream <= 2; stream++)
             while (run->phase == EMPTY && relay_output(run, stream))
                 continue;
-        keep_time(run);
+        send_held(run); /* what has just been let go: nothing else may come that wakes us */
     }
     tree_wait(&run->tree);
     trace_end(&run->trace);
@@ -492,12 +493,12 @@ static void look_again(struct run *run)
 {
     if (!run->spec.views || !run->main_ended || run->status == 0 || run->failure.stage || run->meddled || run->orphaned)
         return;
-    unsigned stale = revalidate_after_failure(&run->spec);
-    run->stale += stale;
-    if (stale == 0)
+    struct doubt doubt = revalidate_after_failure(&run->spec, run->started);
+    run->stale += doubt.stale;
+    if (doubt.stale == 0)
         return;
     run->reran = is_untouched(run) && !run->trace.why && record_may_repeat(&run->trace.record);
-    run->wrong = !run->reran;
+    run->wrong = !run->reran && doubt.certain;
     if (run->reran)
         start_again(run);
 }

@@ -184,13 +184,55 @@ bool revalidate_before(const struct spec *spec, unsigned *stale, char reason[MAX
     return good;
 }
 
-unsigned revalidate_after_failure(const struct spec *spec)
+/* The directory that a word of the command names, or in which what it names lies. False when there is none that is shared. */
+static bool named_directory(const struct spec *spec, const char *word, char out[PATH_ROOM])
+{
+    char path[PATH_ROOM], above[PATH_ROOM];
+    struct statx st;
+    const char *value = strchr(word, '=');
+    if (word[0] == '-' && word[1])
+        word = value && word[1] == '-' ? value + 1 : word + 2;
+    else if (word[0] == '@')
+        word++;
+    if (!*word || (!strchr(word, '/') && strcmp(word, "..") != 0) || !path_join(path, sizeof path, spec->cwd, word))
+        return false;
+    /* Without asking: an answer would hide that what was believed is wrong. */
+    bool whole = statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE, &st) == 0 && S_ISDIR(st.stx_mode);
+    if (!whole && !path_split(path, above))
+        return false;
+    return path_real(whole ? path : above, out) && spec_is_shared(spec, out);
+}
+
+/* What the command's own words name, each directory once in a row, as far as the bounds go. */
+static void refresh_named(const struct spec *spec, struct view *view)
+{
+    char path[PATH_ROOM], last[PATH_ROOM] = "";
+    int left = MAX_ASKED;
+    for (const char **word = spec->argv + 1; *word && left > 0; word++) {
+        if (!named_directory(spec, *word, path) || strcmp(path, last) == 0 || path_is_below(path, spec->cwd))
+            continue;
+        strcpy(last, path);
+        left--;
+        if (!path_is_below(spec->cwd, path)) /* not everything above: that may be the whole tree */
+            view_refresh(view, path, LOOK_AGAIN_NAMES / MAX_ASKED);
+    }
+}
+
+struct doubt revalidate_after_failure(const struct spec *spec, struct timespec started)
 {
     static struct view view;
     view_start(&view);
-    if (identity_assume(spec) && compare_seen(spec, &view))
+    bool user = identity_assume(spec);
+    if (user)
+        compare_seen(spec, &view);
+    struct doubt doubt = {.certain = view.stale > 0};
+    if (user) {
         refresh(spec, &view, LOOK_AGAIN_NAMES);
+        refresh_named(spec, &view);
+    }
     view_end(&view);
     identity_drop(spec);
-    return view.stale;
+    doubt.stale = view.stale;
+    doubt.certain |= view.stale_at != 0 && view.stale_at <= (int64_t)started.tv_sec * 1000000000 + started.tv_nsec;
+    return doubt;
 }

@@ -308,8 +308,13 @@ size_t outputs_piece(const char *at, size_t left);
 
 /* Makes the view agree with what came with the spec. False with a reason: the command must not start here. */
 bool revalidate_before(const struct spec *spec, unsigned *stale, char reason[MAX_REASON]);
-/* After a failure: how much of what the job looked at was not as the server has it. */
-unsigned revalidate_after_failure(const struct spec *spec);
+struct doubt {
+    unsigned stale; /* of what the job looks at, what was not as the server has it */
+    bool certain;   /* and some of it was so when the job started; else it may have changed since, which is nobody's fault */
+};
+
+/* After a failure: was the view to blame? */
+struct doubt revalidate_after_failure(const struct spec *spec, struct timespec started);
 
 /* ---- scan.c: what was written, found by time stamps ---- */
 

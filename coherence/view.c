@@ -97,7 +97,7 @@ static int believed(int directory, const char *name)
 }
 
 /* What is known of file systems by their magic numbers. Those that are not listed are neither. */
-unsigned view_traits(int fd)
+static unsigned traits_of(unsigned long magic)
 {
     static const struct {
         unsigned long magic;
@@ -108,13 +108,33 @@ unsigned view_traits(int fd)
         {0x2FC12FC1, VIEW_COHERENT | VIEW_NUMBERED} /* zfs */, {0x01021994, VIEW_COHERENT} /* tmpfs */,
         {0x794C7630, VIEW_COHERENT} /* overlay */, {0x858458F6, VIEW_COHERENT} /* ramfs */, {0xCA451A4E, VIEW_COHERENT} /* bcachefs */,
         {0x6969, VIEW_NUMBERED} /* nfs */};
-    struct statfs fs;
-    if (fstatfs(fd, &fs) != 0)
-        return 0;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (((unsigned long)fs.f_type & 0xFFFFFFFFul) == known[i].magic)
+        if ((magic & 0xFFFFFFFFul) == known[i].magic)
             return known[i].traits;
     return 0;
+}
+
+static uint64_t device_of(int fd)
+{
+    struct statx st;
+    bool known = statx(fd, "", AT_EMPTY_PATH | CACHED, STATX_BASIC_STATS, &st) == 0;
+    return known ? (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor : UINT64_MAX;
+}
+
+/* The answer for the file system that was asked about last is kept: most of a job is about one. */
+unsigned view_traits(int fd)
+{
+    static uint64_t last_device = UINT64_MAX;
+    static unsigned last_traits;
+    uint64_t device = device_of(fd);
+    struct statfs fs;
+    if (device != UINT64_MAX && device == last_device)
+        return last_traits;
+    if (fstatfs(fd, &fs) != 0)
+        return 0;
+    last_traits = traits_of((unsigned long)fs.f_type);
+    last_device = device;
+    return last_traits;
 }
 
 bool view_is_coherent(int fd)
@@ -413,14 +433,14 @@ static bool agree(struct view *view, const void *piece, size_t length, bool stri
             continue;
         view->checked++;
         if (entry.kind == MANIFEST_DIRECTORY) {
-            agree_directory(view, &entry, strict);
+            agree_directory(view, &entry, strict && !entry.seen);
             continue;
         }
         const char *name = split(parent, entry.path);
-        if (!name || !reach(view, parent, &entry, strict && entry.kind == MANIFEST_FILE, 0))
+        if (!name || !reach(view, parent, &entry, strict && !entry.seen && entry.kind == MANIFEST_FILE, 0))
             continue;
         if (entry.kind == MANIFEST_FILE)
-            agree_present(view, name, &entry, strict);
+            agree_present(view, name, &entry, strict && !entry.seen);
         else
             agree_gone(view, name);
     }
@@ -445,11 +465,11 @@ struct refresh {
     uint64_t device;
 };
 
-static uint64_t device_of(int fd)
+static void count_stale(struct view *view, const struct entry *now)
 {
-    struct statx st;
-    bool known = statx(fd, "", AT_EMPTY_PATH | CACHED, STATX_BASIC_STATS, &st) == 0;
-    return known ? (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor : UINT64_MAX;
+    view->stale++;
+    if (now && (view->stale_at == 0 || now->ctime < view->stale_at))
+        view->stale_at = now->ctime;
 }
 
 /* Has somebody else changed names in this directory? Its times alone do not tell: this host's own changes leave them old. */
@@ -465,7 +485,8 @@ static void refresh_names(struct refresh *refresh, int fd)
     if (!look(&after, fd, "", ASK) || !known || same_numbers(&before, &after))
         return;
     old = believed(fd, canary);
-    refresh->view->stale += old < 0 && errno == EAGAIN;
+    if (old < 0 && errno == EAGAIN)
+        count_stale(refresh->view, &after);
 }
 
 static void refresh_file(struct view *view, int fd, const struct entry *before)
@@ -473,7 +494,9 @@ static void refresh_file(struct view *view, int fd, const struct entry *before)
     struct entry after;
     view->checked++;
     view->synced++;
-    view->stale += !look(&after, fd, "", ASK) || !same_numbers(before, &after);
+    bool there = look(&after, fd, "", ASK);
+    if (!there || !same_numbers(before, &after))
+        count_stale(view, there ? &after : NULL);
 }
 
 static void refresh_directory(struct refresh *refresh, int fd, int depth);

@@ -21,6 +21,7 @@ struct view {
     unsigned checked; /* entries looked at */
     unsigned synced;  /* questions asked of the server */
     unsigned stale;   /* of what was cached here, what had to be corrected */
+    int64_t stale_at; /* of what a refresh found stale, the earliest time of its change (ctime on the server); 0: none is known */
     unsigned healed;  /* of these, how many needed more than a question */
     unsigned unseen;  /* entries that still do not show here as they were written: never silently ignored */
     char path[256];   /* the first of the unseen, cut at the end */
@@ -63,7 +64,7 @@ int view_believed(int directory, const char *name);
 
 enum { VIEW_COHERENT = 1, VIEW_NUMBERED = 2 };
 
-/* The next two in one question: fstatfs asks a server each time. */
+/* The next two in one question: fstatfs asks a server, so a process asks once for one file system after another. */
 unsigned view_traits(int fd);
 
 /* Does every host see one truth of the file system that this descriptor lies on? True for disks and memory of this machine. */

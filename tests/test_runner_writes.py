@@ -163,7 +163,7 @@ def test_every_call(place: Bench, abi: str, name: str) -> None:
     row = ROWS[name]
     job = place.run(str(one_call()), abi, str(TABLE[name][abi]), *map(str, row.arguments), views=True)
     end = job.finish()
-    if abi == "32" and job.out[1] in (b"", b"-38\n") and name not in ("io_uring_setup", "fchmodat2"):
+    if abi == "32" and bytes(job.out[1]) in (b"", b"-38\n") and name not in ("io_uring_setup", "fchmodat2"):
         pytest.skip("this kernel runs no 32-bit programs")
     assert end.text("outputs_why") == row.doubt, job.out
     assert end.text("outputs") == ("approximate" if row.doubt else "exact")
@@ -475,6 +475,15 @@ def test_tools_with_a_tracer_of_their_own(place: Bench) -> None:
         pytest.skip("strace is not installed")
     assert os.WEXITSTATUS(job.status()) == 3
     assert told(place, job) == words(NEW)
+
+
+def test_hearing_costs_nothing_while_nothing_is_written(place: Bench) -> None:
+    place.run("sleep", "1", views=True)
+    assert place.runners
+    place.jobs[0].runner.close()
+    while place.runners.pids:
+        place.runners.reap()
+    assert place.runners.ended_cpu_seconds < 0.3
 
 
 def test_without_views_nothing_is_heard(place: Bench) -> None:
