@@ -431,16 +431,17 @@ static bool agree(struct view *view, const void *piece, size_t length, bool stri
     while (entries_next(&rest, &entry)) {
         if (entry.kind == MANIFEST_READ)
             continue;
+        bool must = strict && !entry.seen;
         view->checked++;
         if (entry.kind == MANIFEST_DIRECTORY) {
-            agree_directory(view, &entry, strict && !entry.seen);
+            agree_directory(view, &entry, must);
             continue;
         }
         const char *name = split(parent, entry.path);
-        if (!name || !reach(view, parent, &entry, strict && !entry.seen && entry.kind == MANIFEST_FILE, 0))
+        if (!name || !reach(view, parent, &entry, must && entry.kind == MANIFEST_FILE, 0))
             continue;
         if (entry.kind == MANIFEST_FILE)
-            agree_present(view, name, &entry, strict && !entry.seen);
+            agree_present(view, name, &entry, must);
         else
             agree_gone(view, name);
     }

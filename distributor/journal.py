@@ -134,7 +134,7 @@ class Journal:
         raw, ctime, grown = entry.raw, entry.ctime, _OVERHEAD_BYTES
         if old is not None:
             others = old[2] if old[1] == origin else old[0]
-            if old[4] > ctime and old[3].startswith(entry.kind):
+            if old[4] > ctime and old[3][:1] == raw[:1]:
                 raw, ctime = old[3:]
             grown = -2 * len(old[3])
         grown += 2 * len(raw)

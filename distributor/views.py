@@ -46,7 +46,7 @@ class Views:
         job.told += len(entries)
         if job.told > MAX_TOLD:
             return False
-        self.journal.add(None, entries)
+        self.journal.add(None, [entry.as_seen() for entry in entries])  # a user's word must not be able to close an agent to others
         return True
 
     def due(self, job: Job, agent: Agent) -> tuple[bytes, bool]:

@@ -22,6 +22,7 @@ enum { MANIFEST_PATH_BYTES = 4096, MANIFEST_PIECE_BYTES = 32 * 1024 };
 
 struct entry {
     char kind;
+    bool seen; /* written in lower case: what somebody merely saw; another's view need not come to agree with it */
     uint64_t ino, size;
     int64_t mtime, ctime; /* nanoseconds since 1970, never negative */
     const char *path;     /* absolute, NUL-terminated, in the piece */
@@ -57,11 +58,11 @@ static inline bool entries_next(struct entries *rest, struct entry *out)
 {
     size_t left = (size_t)(rest->end - rest->at);
     const char *nul = left > 2 ? memchr(rest->at, 0, left) : NULL;
-    if (!nul || rest->at[1] != ' ' || !memchr("DFGR", rest->at[0], 4))
+    if (!nul || rest->at[1] != ' ' || !memchr("DFGRdfg", rest->at[0], 7))
         return false;
     uint64_t mtime, ctime;
     const char *at = rest->at + 2;
-    struct entry entry = { .kind = rest->at[0] };
+    struct entry entry = { .kind = (char)(rest->at[0] & ~32), .seen = rest->at[0] >= 'a' };
     if (!entry_number(&at, &entry.ino) || !entry_number(&at, &entry.size) || !entry_number(&at, &mtime) || !entry_number(&at, &ctime))
         return false;
     if (mtime > INT64_MAX || ctime > INT64_MAX || *at != '/' || nul - at >= MANIFEST_PATH_BYTES)
@@ -77,7 +78,7 @@ static inline bool entries_next(struct entries *rest, struct entry *out)
 /* Writes an entry. The bytes used, or 0 when there is no room. */
 static inline size_t entry_write(char *to, size_t room, const struct entry *entry)
 {
-    int length = snprintf(to, room, "%c %llu %llu %lld %lld %s", entry->kind, (unsigned long long)entry->ino,
+    int length = snprintf(to, room, "%c %llu %llu %lld %lld %s", entry->seen ? entry->kind | 32 : entry->kind, (unsigned long long)entry->ino,
                           (unsigned long long)entry->size, (long long)entry->mtime, (long long)entry->ctime, entry->path);
     return length > 0 && (size_t)length < room ? (size_t)length + 1 : 0;
 }

@@ -18,14 +18,14 @@ DIRECTORY: Final = b"D"
 FILE: Final = b"F"
 GONE: Final = b"G"
 READ: Final = b"R"
-_ENTRY = re.compile(rb"([DFGR]) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}) (/[^\0]{0,4094})\0")
+_ENTRY = re.compile(rb"([DFGRdfg]) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}) (/[^\0]{0,4094})\0")
 _MAX_NUMBER: Final = 2**64 - 1
 _MAX_TIME: Final = 2**63 - 1
 _SAFE_DIGITS: Final = 18  # any number of so many digits is in range
 
 
 class Entry(NamedTuple):
-    """How a name stood: its kind, its path, its ctime, and the whole entry as it is on the wire, its NUL included."""
+    """How a name stood: its kind (in upper case), its path, its ctime, and the whole entry as it is on the wire, its NUL included."""
 
     kind: bytes
     path: bytes
@@ -36,6 +36,10 @@ class Entry(NamedTuple):
     def directory(self) -> bytes:
         """What it is about: the directory itself, or the one that the name is in."""
         return self.path if self.kind in (DIRECTORY, READ) else parent(self.path)
+
+    def as_seen(self) -> Entry:
+        """The same as somebody merely saw it: nobody's view has to come to agree with it."""
+        return self if self.kind == READ else self._replace(raw=self.kind.lower() + self.raw[1:])
 
 
 def parent(path: bytes) -> bytes:
@@ -60,7 +64,7 @@ def parse(piece: bytes) -> list[Entry]:
         kind, ino, size, mtime, ctime, path = found.groups()
         if max(len(ino), len(size), len(mtime), len(ctime)) > _SAFE_DIGITS and not _in_range(int(ino), int(size), int(mtime), int(ctime)):
             raise ProtocolError("a number in an entry of a manifest is too large")
-        entries.append(Entry(kind, path, int(ctime), found[0]))
+        entries.append(Entry(kind.upper(), path, int(ctime), found[0]))
         at = found.end()
     return entries
 

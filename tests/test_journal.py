@@ -82,6 +82,16 @@ def test_of_two_that_were_told_in_the_other_order_the_later_is_kept(kind: bytes)
     assert journal.size == size
 
 
+def test_what_was_written_takes_the_place_of_what_was_merely_seen() -> None:
+    journal = Journal()
+    mark = begun(journal)
+    written, seen = m.make(b"F", b"/s/a", 7, ctime=100), m.make(b"F", b"/s/a", 8, ctime=2**62).as_seen()
+    assert (seen.kind, seen.raw[:2], m.parse(seen.raw)) == (b"F", b"f ", [seen])
+    journal.add(None, [seen])
+    journal.add(OTHER, [written])
+    assert journal.since(mark, ME)[1] == written.raw, "however late it says that it was"
+
+
 def test_what_was_read_is_no_change() -> None:
     journal = Journal()
     mark = begun(journal)

@@ -510,7 +510,7 @@ def test_what_a_submitter_tells_before_go_reaches_its_agent(desk: Desk) -> None:
     desk.submit(50)
     desk.do(e.ManifestTold(50, "j50", 0, told("D /srv/include"), []))
     desk.go(50)
-    assert desk.one(e.Assign).journal == manifest.join(told("D /srv/include"))
+    assert desk.one(e.Assign).journal == manifest.join(told("d /srv/include"))  # a user's word, which binds nobody
     desk.do(e.ManifestTold(50, "j50", 0, told("D /srv/late"), []))
     assert desk.one(e.Unexpected).what == "manifest"
 

@@ -274,6 +274,11 @@ static void other_numbers(void)
     add(entry, file);
     CHECK(run(false));
     CHECK(view.unseen == 1);
+    begin(); /* the same, as the word of somebody who merely saw it */
+    entry.seen = true;
+    add(entry, file);
+    CHECK(run(true));
+    CHECK(asked == 1 && view.unseen == 0);
 }
 
 static void odd_paths(void)
