@@ -332,7 +332,7 @@ def test_set_user_id_programs_gain_nothing_and_hide_nothing(place: Bench) -> Non
     (place.cwd / "dir").chmod(0o777)
     nobody = Identity(65534, 65534, (), become=True)
     job = place.run("./shell", "-p", "-c", "id -u; echo x >dir/new", identity=nobody, views=True)
-    assert job.out[1] == b"65534\n"
+    assert job.out[1] == b"65534\n", (job.out, job.finish().text("reason"))
     assert told(place, job) == words("D dir F dir/new")
 
 
