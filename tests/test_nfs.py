@@ -81,6 +81,7 @@ def test_a_real_project_is_rebuilt_after_edits(server: str, form: str, tmp_path:
     status, text = prove("project", str(source), "--form", form, "--rebuilds", str(REBUILDS), shape=lab.Shape(server), binds=[tmp_path])
     assert status == 0, text
     assert (figure(text, "failures"), figure(text, "wrong")) == (0, 0)
+    assert figure(text, "split_links") > 0, "no link ran on another agent than some of its compilations"
     assert all(count > 0 for count in map(int, re.findall(r"\ba\d (\d+)", text))), "an agent had nothing to do"
 
 

@@ -93,17 +93,18 @@ class Build:
     # ---- what ran where ----
 
     def account(self) -> None:
-        """Take the records of this build: where each command ran, and links on an agent that lacked some of its objects."""
+        """Take the records of this build: where each command ran, and links on an agent that had not made all objects."""
         makers, linkers = collections.Counter[str](), []
         for job in self.farm.jobs():
             if job["job"] in self.seen:
                 continue
             self.seen.add(job["job"])
-            agent = str(job.get("agent"))
+            agent, outputs = str(job.get("agent")), job.get("outputs_count", 0)
             self.places[agent] += 1
-            if job.get("outputs_count", 0) == 1:
+            if job["command"] in ("c++", "g++") and outputs == 1:  # a compilation leaves an object and a depfile
                 linkers.append(agent)
-            makers[agent] += 1
+            elif outputs:
+                makers[agent] += 1
         self.links += len(linkers)
         self.split_links += sum(1 for agent in linkers if any(other != agent for other in makers))
 
@@ -127,7 +128,7 @@ class Build:
             self.account()
         where = ", ".join(f"{agent} {count}" for agent, count in sorted(self.places.items()))
         print(f"{self.name}: rebuilds={rebuilds} failures={self.failures} wrong={self.wrong} seconds={time.monotonic() - started:.0f} "
-              f"jobs: {where}", flush=True)  # fmt: skip
+              f"links={self.links} split_links={self.split_links} jobs: {where}", flush=True)  # fmt: skip
 
     def objects(self) -> Iterable[Path]:
         return sorted(self.disk.rglob("*.o"))

@@ -1,0 +1,64 @@
+"""What coherence costs a job on real NFS: questions to the server and time for each output, on three kinds of server, 2 to 8 agents.
+
+    python benchmarks/coherence.py      as root; boots a lab (tests/nfs/lab.py) for each row, about three minutes
+
+Each lab has one slow processor for all of its hosts: the times are upper bounds, the numbers of questions are exact. Knows the
+budgets of the design; coherence_inside.py measures.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from figures import heading, row
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "nfs"))
+
+import lab
+
+AGENTS = (2, 4, 8)
+JOBS = 120
+QUESTIONS, MILLISECONDS = 2.0, 1.5
+
+
+def measured(server: str, agents: int) -> dict[str, object]:
+    """The figures from inside a lab of that shape. Raises SystemExit when there are none."""
+    printed = io.StringIO()
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    inside = [sys.executable, str(Path(__file__).with_name("coherence_inside.py")), "--jobs", str(JOBS)]
+    shape = lab.Shape(server, ("desk", *(f"a{number + 1}" for number in range(agents))))
+    if lab.run(inside, shape, environment=environment, output=printed):
+        sys.exit(f"coherence: the lab failed:\n{printed.getvalue()[-2000:]}")
+    figures: dict[str, object] = json.loads(printed.getvalue().splitlines()[-1])
+    return figures
+
+
+def show(server: str, told: dict[str, object]) -> None:
+    """Two rows: questions and time."""
+    through, alone, bare = (float(str(told[name])) for name in ("through", "alone", "bare_ms"))
+    more = ", ".join(f"{name} {count:+}" for name, count in dict(told["more"]).items() if abs(count) >= 0.05)  # type: ignore[call-overload]
+    label = f"{server}, {told['agents']} agents"
+    row(f"questions a job, {label}", f"{through:.1f} ({more})", f"without dwrap {alone:.1f}", f"≤ {QUESTIONS:g} more",
+        kept=through - alone <= QUESTIONS)  # fmt: skip
+    before, after = float(str(told["revalidate_ms"])), float(str(told["flush_ms"]))
+    row(f"ms an output, {label}", f"{before + after:.2f} (before {before:.2f}, after {after:.2f})", f"open + fsync {bare:.2f}",
+        f"≤ {MILLISECONDS:g} more", kept=before + after - bare <= MILLISECONDS)  # fmt: skip
+
+
+def main() -> None:
+    """A row for each kind of server and number of agents."""
+    if why := lab.missing("ganesha"):
+        print(f"coherence: not measured: {why}", file=sys.stderr)
+        return
+    for server in lab.SERVERS:
+        for agents in AGENTS:
+            show(server, measured(server, agents))
+
+
+if __name__ == "__main__":
+    heading()
+    main()
