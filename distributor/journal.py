@@ -28,6 +28,14 @@ _Change: TypeAlias = tuple[int, Peer | None, int, bytes, int]
 """When (a serial number), by whom, when last by anybody else (NEVER), the entry as bytes, its ctime."""
 
 
+_SEEN: Final = b"\0"  # no path holds it
+
+
+def _key(entry: Entry) -> bytes:
+    """What was merely seen has a place of its own beside what was written: neither hides the other."""
+    return entry.path if entry.raw[:1] == entry.kind else entry.path + _SEEN
+
+
 class _Directory:
     """What is known of one directory and of the names in it."""
 
@@ -66,11 +74,13 @@ class Journal:
                 directory.own = self._newer(directory, directory.own, origin, entry)
                 above = self._directories.get(parent(path))
                 if above is not None and above is not directory:
-                    self._forget(above, path)  # what else had this name before
+                    for key in (path, path + _SEEN):  # what else had this name before
+                        self._forget(above, key)
             elif kind != READ:
                 directory = self._touch(parent(path))
-                change = self._newer(directory, directory.files.pop(path, None), origin, entry)
-                directory.files[path] = change
+                key = _key(entry)
+                change = self._newer(directory, directory.files.pop(key, None), origin, entry)
+                directory.files[key] = change
                 if len(directory.files) > MAX_FILES:
                     self._drop_file(directory)
         while len(self._directories) > self._max_directories or self.size > self._max_bytes:
@@ -134,7 +144,7 @@ class Journal:
         raw, ctime, grown = entry.raw, entry.ctime, _OVERHEAD_BYTES
         if old is not None:
             others = old[2] if old[1] == origin else old[0]
-            if old[4] > ctime and old[3][:1] == raw[:1]:
+            if old[4] > ctime and old[3][:1].upper() == entry.kind:
                 raw, ctime = old[3:]
             grown = -2 * len(old[3])
         grown += 2 * len(raw)

@@ -82,14 +82,17 @@ def test_of_two_that_were_told_in_the_other_order_the_later_is_kept(kind: bytes)
     assert journal.size == size
 
 
-def test_what_was_written_takes_the_place_of_what_was_merely_seen() -> None:
+@pytest.mark.parametrize("late_word", [100, 2**62])
+def test_what_was_merely_seen_and_what_was_written_do_not_hide_each_other(late_word: int) -> None:
     journal = Journal()
     mark = begun(journal)
-    written, seen = m.make(b"F", b"/s/a", 7, ctime=100), m.make(b"F", b"/s/a", 8, ctime=2**62).as_seen()
+    written, seen = m.make(b"F", b"/s/a", 7, ctime=100), m.make(b"F", b"/s/a", 8, ctime=late_word).as_seen()
     assert (seen.kind, seen.raw[:2], m.parse(seen.raw)) == (b"F", b"f ", [seen])
     journal.add(None, [seen])
     journal.add(OTHER, [written])
-    assert journal.since(mark, ME)[1] == written.raw, "however late it says that it was"
+    assert sorted(m.parse(journal.since(mark, ME)[1])) == sorted([seen, written])
+    journal.add(OTHER, [entry("D /s/a")])
+    assert told(journal, mark) == ["D /s/a"], "a directory took the name"
 
 
 def test_what_was_read_is_no_change() -> None:
