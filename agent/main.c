@@ -493,7 +493,7 @@ static void look_again(struct run *run)
 {
     if (!run->spec.views || !run->main_ended || run->status == 0 || run->failure.stage || run->meddled || run->orphaned)
         return;
-    struct doubt doubt = revalidate_after_failure(&run->spec, run->started);
+    struct doubt doubt = revalidate_after_failure(&run->spec, run->started, &run->hold);
     run->stale += doubt.stale;
     if (doubt.stale == 0)
         return;

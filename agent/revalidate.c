@@ -14,7 +14,7 @@
 
 #include "coherence/view.h"
 
-enum { REFRESH_NAMES = 50000, LOOK_AGAIN_NAMES = 10000, MAX_ASKED = 64, MAX_RESPONSE = 1024 * 1024 };
+enum { REFRESH_NAMES = 50000, LOOK_AGAIN_NAMES = 10000, MAX_ASKED = 64, MAX_WORDS = 64, MAX_BASES = 32, MAX_RESPONSE = 1024 * 1024 };
 
 struct entries_view {
     const char *data;
@@ -218,14 +218,55 @@ static void refresh_named(const struct spec *spec, struct view *view)
     }
 }
 
-struct doubt revalidate_after_failure(const struct spec *spec, struct timespec started)
+/* ---- what it said: the names that it may have looked for in vain ---- */
+
+/* A name as messages write it, looked for where the command would have: below its directory, and below those that -I and the
+ * like, or the submitter, name. */
+static void doubt_word(const struct spec *spec, struct view *view, const char *word)
+{
+    char base[PATH_ROOM], path[PATH_ROOM];
+    int bases = MAX_BASES;
+    if (path_join(path, sizeof path, spec->cwd, word) && spec_is_shared(spec, path))
+        view_doubt(view, path);
+    for (const char **argument = spec->argv + 1; word[0] != '/' && *argument && bases > 0; argument++) {
+        bool beside = strcmp(*argument, "-I") == 0 || strcmp(*argument, "-isystem") == 0 || strcmp(*argument, "-iquote") == 0;
+        const char *directory = beside ? argument[1] : strncmp(*argument, "-I", 2) == 0 ? *argument + 2 : NULL;
+        if (!directory || !path_join(base, sizeof base, spec->cwd, directory))
+            continue;
+        bases--;
+        if (path_join(path, sizeof path, base, word) && spec_is_shared(spec, path))
+            view_doubt(view, path);
+    }
+}
+
+static void doubt_words(const struct spec *spec, struct view *view, const char *said, size_t size)
+{
+    static const char around[] = " \t\r\n:;,'\"`()<>[]";
+    char word[PATH_ROOM];
+    int left = MAX_WORDS;
+    for (size_t at = 0, length; at < size && left > 0; at += length + 1) {
+        for (length = 0; at + length < size && said[at + length] && !strchr(around, said[at + length]);)
+            length++;
+        if (length < 3 || length >= sizeof word || (!memchr(said + at, '/', length) && !memchr(said + at, '.', length)))
+            continue;
+        memcpy(word, said + at, length);
+        word[length] = '\0';
+        left--;
+        doubt_word(spec, view, word);
+    }
+}
+
+struct doubt revalidate_after_failure(const struct spec *spec, struct timespec started, const struct hold *hold)
 {
     static struct view view;
     view_start(&view);
     bool user = identity_assume(spec);
+    for (int stream = 2; user && hold->open && stream > 0; stream--) /* first: whatever else is asked would cure it unnoticed */
+        doubt_words(spec, &view, hold->data[stream], hold->size[stream]);
+    unsigned by_words = view.stale;
     if (user)
         compare_seen(spec, &view);
-    struct doubt doubt = {.certain = view.stale > 0};
+    struct doubt doubt = {.certain = view.stale > by_words};
     if (user) {
         refresh(spec, &view, LOOK_AGAIN_NAMES);
         refresh_named(spec, &view);

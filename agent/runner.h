@@ -314,7 +314,7 @@ struct doubt {
 };
 
 /* After a failure: was the view to blame? */
-struct doubt revalidate_after_failure(const struct spec *spec, struct timespec started);
+struct doubt revalidate_after_failure(const struct spec *spec, struct timespec started, const struct hold *hold);
 
 /* ---- scan.c: what was written, found by time stamps ---- */
 

@@ -458,6 +458,52 @@ bool view_compare(struct view *view, const void *piece, size_t length)
     return agree(view, piece, length, false);
 }
 
+static void count_stale(struct view *view, const struct entry *now)
+{
+    view->stale++;
+    if (now && (view->stale_at == 0 || now->ctime < view->stale_at))
+        view->stale_at = now->ctime;
+}
+
+/* ---- a name that was looked for in vain ---- */
+
+/* Is a name of the open directory believed to be missing, and wrongly so? A directory that was not changed lately cannot hide
+ * a change within a tick: no name is tried out there. */
+static void doubt_name(struct view *view, const char *name)
+{
+    struct entry any = {.kind = MANIFEST_FILE}, here;
+    if (believed_present(view, name) || errno != ENOENT)
+        return;
+    ask_directory(view);
+    bool missing = !believed_present(view, name) && errno == ENOENT;
+    if (missing && is_recent(view->changed) && cure_missing(view, name)) {
+        view->healed++;
+        missing = false;
+    }
+    any.ctime = view->changed;
+    if (!missing && look(&here, view->directory, name, ASK))
+        count_stale(view, &any);
+}
+
+static bool doubt(struct view *view, const char *path, int depth)
+{
+    char parent[MANIFEST_PATH_BYTES];
+    const char *name = split(parent, path);
+    if (!name || depth > MAX_MISSING)
+        return false;
+    if (!keep_open(view, parent) && (!is_missing(errno) || !doubt(view, parent, depth + 1) || !keep_open(view, parent)))
+        return false;
+    if (view_is_coherent(view->directory))
+        return false;
+    doubt_name(view, name);
+    return true;
+}
+
+void view_doubt(struct view *view, const char *path)
+{
+    (void)doubt(view, path, 0);
+}
+
 /* ---- everything below a directory ---- */
 
 struct refresh {
@@ -465,13 +511,6 @@ struct refresh {
     unsigned left;
     uint64_t device;
 };
-
-static void count_stale(struct view *view, const struct entry *now)
-{
-    view->stale++;
-    if (now && (view->stale_at == 0 || now->ctime < view->stale_at))
-        view->stale_at = now->ctime;
-}
 
 /* Has somebody else changed names in this directory? Its times alone do not tell: this host's own changes leave them old. */
 static void refresh_names(struct refresh *refresh, int fd)

@@ -51,6 +51,10 @@ bool view_compare(struct view *view, const void *piece, size_t length);
  * Counts what was stale. */
 void view_refresh(struct view *view, const char *directory, unsigned most);
 
+/* Looks again for a name that somebody has just looked for in vain here. When that was for a wrong belief, of the name or of a
+ * directory on the way, it counts as stale and is corrected. */
+void view_doubt(struct view *view, const char *path);
+
 /* The entry of a path as it is here now, asking the server when `ask`. False with errno when it cannot be told; a path that is
  * not there gives a G entry. Its `path` is the argument. */
 bool view_entry(struct entry *entry, const char *path, bool ask);
