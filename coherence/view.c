@@ -121,6 +121,20 @@ static uint64_t device_of(int fd)
     return known ? (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor : UINT64_MAX;
 }
 
+/* Is it NFS, as this kernel's list of mounts has it? statfs would ask the server. */
+static bool is_listed_as_nfs(uint64_t device)
+{
+    char line[8192];
+    unsigned long major, minor;
+    bool found = false;
+    FILE *mounts = device >> 32 == 0 ? fopen("/proc/self/mountinfo", "re") : NULL; /* what has a disk is none */
+    while (mounts && !found && fgets(line, sizeof line, mounts))
+        found = sscanf(line, "%*u %*u %lu:%lu ", &major, &minor) == 2 && major == 0 && minor == device && strstr(line, " - nfs");
+    if (mounts)
+        fclose(mounts);
+    return found;
+}
+
 /* The answer for the file system that was asked about last is kept: most of a job is about one. */
 unsigned view_traits(int fd)
 {
@@ -130,9 +144,10 @@ unsigned view_traits(int fd)
     struct statfs fs;
     if (device != UINT64_MAX && device == last_device)
         return last_traits;
-    if (fstatfs(fd, &fs) != 0)
+    bool nfs = is_listed_as_nfs(device);
+    if (!nfs && fstatfs(fd, &fs) != 0)
         return 0;
-    last_traits = traits_of((unsigned long)fs.f_type);
+    last_traits = nfs ? VIEW_NUMBERED : traits_of((unsigned long)fs.f_type);
     last_device = device;
     return last_traits;
 }
