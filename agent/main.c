@@ -3,13 +3,12 @@
  *
  * With `views` the start has a step before it (revalidate.c), the command is heard (trace.c), and it may be started a second
  * time: when it failed while the view was stale, or when it turns out to need the listener for itself. */
-#include "agent/runner.h"
+#include "agent/run.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,34 +18,6 @@
 
 #define GRACE_MS 1000     /* for what the command left running, before SIGTERM */
 #define TERMINATE_MS 500  /* and from there to SIGKILL */
-
-enum phase { RUNNING, GRACE, TERMINATING, KILLING, EMPTY };
-
-struct run {
-    struct spec spec;
-    struct control control;
-    struct streams streams;
-    struct tree tree;
-    struct trace trace;
-    struct hold hold;
-    struct failure failure; /* of the start; stage 0: none */
-    const char *scratch;
-    int report_fd; /* -1: nothing more will come */
-    enum phase phase;
-    int64_t deadline_ms; /* of the phase; 0: none */
-    bool main_ended, orphaned;
-    bool meddled;    /* a signal, a kill or a closed stream came: it cannot be started again as if nothing had been */
-    bool start_over; /* its tree is being killed in order to start it again */
-    bool reran;
-    bool wrong;      /* it failed while the view was stale, and cannot be run again here */
-    unsigned stale;
-    const char *note; /* on the record, or NULL */
-    int64_t revalidate_ms;
-    int status;
-    struct rusage usage;
-    struct timespec started;
-    int64_t started_ms, ended_ms;
-};
 
 static int64_t now_ms(void)
 {
@@ -326,31 +297,6 @@ static void relay(struct run *run)
     stop_reports(run);
 }
 
-struct report {
-    size_t size;
-    char text[4096];
-};
-
-/* A reason is one line, whatever the names in it hold. */
-static void make_printable(char *text, size_t size)
-{
-    for (size_t i = 0; i < size; i++)
-        if (((unsigned char)text[i] < ' ' && text[i] != '\0') || text[i] == 127)
-            text[i] = '?';
-}
-
-__attribute__((format(printf, 2, 3))) static void add(struct report *report, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    int size = vsnprintf(report->text + report->size, sizeof report->text - report->size, format, arguments);
-    va_end(arguments);
-    if (size > 0 && report->size + (size_t)size < sizeof report->text) {
-        make_printable(report->text + report->size, (size_t)size);
-        report->size += (size_t)size + 1; /* with its NUL: the protocol's fields frame */
-    }
-}
-
 static void send_stashed(struct control *control)
 {
     while (control->stashed && control_flush(control)) {
@@ -377,68 +323,9 @@ _Noreturn static void reject(struct run *run, const char *what, const char *why)
     send_last(run, PACKET_REJECTED, reason, strlen(reason));
 }
 
-static const char *exec_error_word(int error)
-{
-    return error == ENOENT || error == ENOTDIR ? "not_found" : "not_executable";
-}
-
 static bool is_shortage(int error)
 {
     return error == EAGAIN || error == ENOMEM || error == EMFILE || error == ENFILE || error == EIO || error == ESTALE;
-}
-
-static void add_outcome(struct run *run, struct report *report, const struct outputs *outputs)
-{
-    const struct failure *failure = &run->failure;
-    if (failure->stage == STAGE_CWD)
-        add(report, "error=cwd%creason=cannot enter %.400s on this agent: %s", 0, run->spec.cwd, strerror(failure->error));
-    else if (failure->stage == STAGE_EXEC)
-        add(report, "error=%s%creason=cannot run %.400s: %s", exec_error_word(failure->error), 0, run->spec.argv[0],
-            strerror(failure->error));
-    else if (outputs->error)
-        add(report, "error=infrastructure%creason=an output could not be stored: %s: %s", 0, outputs->path, strerror(outputs->error));
-    else if (run->wrong)
-        add(report, "error=infrastructure%creason=it failed while this agent's view of %.400s was stale; run it again", 0, run->spec.cwd);
-    else if (!run->main_ended)
-        add(report, "error=infrastructure%creason=the job's process tree was lost", 0);
-    else
-        add(report, "status=%d", run->status);
-}
-
-static long milliseconds(struct timeval time) { return time.tv_sec * 1000 + time.tv_usec / 1000; }
-
-static void add_coherence(struct run *run, struct report *report, const struct outputs *outputs)
-{
-    const char *why = run->trace.why ? run->trace.why : run->note;
-    add(report, "outputs=%s", outputs->word);
-    add(report, "outputs_count=%u", outputs->count);
-    if (why)
-        add(report, "outputs_why=%s", why);
-    if (outputs->escaped)
-        add(report, "escaped=%u%cescaped_path=%s", outputs->escaped, 0, outputs->escaped_path);
-    if (!run->spec.views)
-        return;
-    add(report, "revalidate_ms=%lld", (long long)run->revalidate_ms);
-    add(report, "stale=%u", run->stale);
-    if (run->reran)
-        add(report, "reran=1");
-}
-
-static void report_end(struct run *run, const struct outputs *outputs, int64_t flush_ms)
-{
-    struct report report = {0};
-    add_outcome(run, &report, outputs);
-    add(&report, "stdin_taken=%llu", (unsigned long long)input_taken(&run->streams.in));
-    add(&report, "stdout_bytes=%llu", (unsigned long long)run->streams.out[1].sent);
-    add(&report, "stderr_bytes=%llu", (unsigned long long)run->streams.out[2].sent);
-    add(&report, "run_ms=%lld", (long long)((run->main_ended ? run->ended_ms : now_ms()) - run->started_ms));
-    add(&report, "flush_ms=%lld", (long long)flush_ms);
-    add(&report, "user_ms=%ld", milliseconds(run->usage.ru_utime));
-    add(&report, "system_ms=%ld", milliseconds(run->usage.ru_stime));
-    add(&report, "max_rss_bytes=%lld", (long long)run->usage.ru_maxrss * 1024);
-    add(&report, "tree=%s", run->spec.namespaces ? "pidns" : "subreaper");
-    add_coherence(run, &report, outputs);
-    send_last(run, PACKET_ENDED, report.text, report.size);
 }
 
 /* The command, in a tree of its own. */
@@ -532,12 +419,16 @@ static void finish(struct run *run)
         reject(run, failure->what, strerror(failure->error));
     deliver_held(run);
     int64_t before_ms = now_ms();
+    if (!run->main_ended)
+        run->ended_ms = before_ms;
     if (run->spec.views && !failure->stage)
         outputs = outputs_flush(&run->spec, &run->trace, run->started);
     int64_t flush_ms = now_ms() - before_ms;
     send_manifest(run, &outputs);
     scratch_remove(&run->spec, run->scratch);
-    report_end(run, &outputs, flush_ms);
+    struct report report;
+    report_write(&report, run, &outputs, flush_ms);
+    send_last(run, PACKET_ENDED, report.text, report.size);
 }
 
 /* Before the start: what others have changed is seen here too. */
