@@ -297,10 +297,11 @@ class Scheduler:
         """Puts a QUEUED job where it is to wait, or answers it at once."""
         self._room.step_out(job)
         verdict = self._room.judge(job.spec, job.uid)
+        if verdict.pools:
+            job.homeless_since = None
         if verdict.pools and (job.avoid or job.spec.agent):
             self._room.choosy[job.id] = job
         elif verdict.pools:
-            job.homeless_since = None
             self._room.enqueue(job, verdict.pools)
         elif verdict.verb == "HERE":
             self._answer(job, verdict.verb, verdict.reason)

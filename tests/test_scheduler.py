@@ -9,7 +9,7 @@ import pytest
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState
-from dwrap.distributor.scheduler import Scheduler
+from dwrap.distributor.scheduler import NO_AGENT_SECONDS, Scheduler
 from dwrap.distributor.views import MAX_TOLD
 from dwrap.protocol import manifest
 
@@ -643,3 +643,18 @@ def test_an_agent_that_was_asked_for_by_someone_it_does_not_serve(desk: Desk) ->
     assert "serves" in desk.one(e.Answer).reason
     desk.do(e.Explained(60, USER, e.JobSpec("j60", "/srv", "cc", "b", agent="a1")))
     assert desk.one(e.TellExplained).where == "nowhere"
+
+
+def test_a_job_for_one_agent_that_loses_it_twice_waits_for_it_a_second_time(desk: Desk) -> None:
+    desk.submit(50, agent="a1")  # homeless
+    desk.now += 1
+    desk.agent(1)
+    assert desk.state("j50") is JobState.OFFERED
+    desk.do(e.Disconnected(1))  # homeless again
+    desk.now += NO_AGENT_SECONDS - 0.5
+    desk.do(e.Tick())
+    assert desk.state("j50") is JobState.QUEUED, "its second wait has only begun"
+    desk.now += 0.6
+    desk.do(e.Tick())
+    assert "j50" not in desk.scheduler.jobs
+    assert desk.one(e.Answer).verb == "REFUSED"
