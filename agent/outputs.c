@@ -149,20 +149,26 @@ static void gather(struct work *work, const char *path, unsigned flags);
 static void gather_file(void *to, const char *path) { gather(to, path, REC_DATA); }
 static void gather_directory(void *to, const char *path) { gather(to, path, REC_MADE); }
 
+/* What kind of file it is; 0 when it is not there. This host has just had it in its hands: no server is asked. */
+static mode_t kind_of(const char *path)
+{
+    struct statx st;
+    bool known = statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, STATX_TYPE, &st) == 0;
+    return known ? st.stx_mode & S_IFMT : 0;
+}
+
 /* What was written to, or touched, through a link is what the link leads to. */
 static void gather_behind(struct work *work, const char *path, unsigned flags)
 {
     char target[PATH_ROOM], again[PATH_ROOM];
-    struct stat st;
-    if (lstat(path, &st) != 0)
-        return;
-    if (S_ISLNK(st.st_mode) && flags & (REC_DATA | REC_TOUCHED) && path_real(path, target) && resolve(work, target, again)) {
+    mode_t kind = kind_of(path);
+    if (S_ISLNK(kind) && flags & (REC_DATA | REC_TOUCHED) && path_real(path, target) && resolve(work, target, again)) {
         if (spec_is_shared(work->spec, again))
             list_add(&work->outputs, again, REC_DATA);
         else
             count_escaped(work, again, flags);
     }
-    if (S_ISDIR(st.st_mode) && flags & REC_PLACED) /* all of it has a new name */
+    if (S_ISDIR(kind) && flags & REC_PLACED) /* all of it has a new name */
         scan_all(path, MAX_BELOW, &(struct found){work, gather_file, gather_directory});
 }
 
@@ -262,7 +268,8 @@ static void write_back_all(struct work *work, const char *path, size_t above)
     close(fd);
 }
 
-static void write_back(struct work *work, const struct written *output)
+/* Also takes the numbers: with the descriptor they cost no question of their own. */
+static void write_back(struct work *work, const struct written *output, struct entry *entry)
 {
     int fd = open_output(output->path);
     if (fd < 0 && is_loss(errno))
@@ -270,11 +277,13 @@ static void write_back(struct work *work, const struct written *output)
     if (fd < 0) {
         if (errno == EACCES || errno == EPERM)
             write_back_all(work, output->path, output->above);
+        (void)view_entry(entry, output->path, false);
         return;
     }
     /* EINVAL and EROFS say that there is nothing to write back; every other error is the loss of an output. */
     if (!view_is_coherent(fd) && fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
         fail(work, output->path, errno);
+    (void)view_entry_open(entry, fd, output->path);
     if (depfile_is_named(output->path))
         depfile_read(fd, work, mark_read);
     close(fd);
@@ -282,12 +291,9 @@ static void write_back(struct work *work, const struct written *output)
 
 static void tell_file(struct work *work, const struct written *output, struct entry *entry)
 {
-    struct stat st;
-    if (lstat(output->path, &st) == 0 && S_ISREG(st.st_mode)) {
+    if (S_ISREG(kind_of(output->path))) {
         work->result.count++;
-        write_back(work, output);
-        if (!view_entry(entry, output->path, false))
-            return;
+        write_back(work, output, entry);
     }
     if (!tell(work, entry))
         mark_directory(work, output->path, output->above);

@@ -15,6 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "coherence/view.h"
+
 struct answer {
     int32_t pid, error;
 };
@@ -59,6 +61,7 @@ bool starter_serve(int fd)
     int descriptors[2];
     size_t count;
     prctl(PR_SET_NAME, "dwrap-starter");
+    view_share();
     while (take_request(fd, descriptors, &count)) {
         struct answer answer = {-1, EBADF};
         if (count == 2) {

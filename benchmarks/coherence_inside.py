@@ -1,8 +1,9 @@
 """Inside the lab: what coherence costs a job, in questions to the file server and in time; started by coherence.py.
 
-Jobs that copy one file each are spread over the agents; beside them the same commands are run on the same hosts directly, which
-is close-to-open alone. Questions are counted by the kernel (/proc/self/mountstats), on the agents' mounts only. Time is what the
-agents report of looking before (revalidate_ms) and writing back after (flush_ms), beside a bare open and fsync.
+Jobs that copy one file, and jobs that copy five into the same directory, are spread over the agents; their difference is what an
+output costs, the rest is the job's and the changed directory's. Beside them the same commands are run on the same hosts directly,
+which is close-to-open alone. Questions are counted by the kernel (/proc/self/mountstats), on the agents' mounts only. Time is what
+the agents report of looking before (revalidate_ms) and writing back after (flush_ms), beside a bare open and fsync.
 Prints one line of JSON.
 """
 
@@ -47,6 +48,41 @@ def asked_meanwhile(before: dict[str, collections.Counter[str]]) -> collections.
     return total
 
 
+SCRIPT = 'number=$1; shift; for output; do cp source "$number-$output"; done'
+OUTPUTS = {"one": ("1",), "many": ("1", "2", "3", "4", "5")}
+
+
+def through(farm: Farm, jobs: int, outputs: tuple[str, ...]) -> tuple[collections.Counter[str], list[dict[str, object]], float]:
+    """Questions, records and seconds of jobs spread over the agents, each of which writes these outputs into one directory."""
+    agents = every_host()[1:]
+    seen = {job["job"] for job in farm.jobs()}
+    before = {host: questions(host) for host in agents}
+    started = time.monotonic()
+    for number in range(jobs):
+        done = farm.job(agents[number % len(agents)], "sh", "-c", SCRIPT, "sh", f"out/{len(outputs)}-{number}", *outputs)
+        assert done.returncode == 0, done.stderr
+    seconds = time.monotonic() - started
+    records = [job for job in farm.jobs() if job["job"] not in seen]
+    assert len(records) == jobs
+    return asked_meanwhile(before), records, seconds
+
+
+def alone(jobs: int, outputs: tuple[str, ...]) -> collections.Counter[str]:
+    """The questions of the same commands without dwrap: close-to-open."""
+    agents = every_host()[1:]
+    before = {host: questions(host) for host in agents}
+    for number in range(jobs):
+        script = ["sh", "-c", SCRIPT, "sh", f"plain/{len(outputs)}-{number}", *outputs]
+        subprocess.run(on(agents[number % len(agents)], script), check=True)
+    return asked_meanwhile(before)
+
+
+def milliseconds(records: list[dict[str, object]]) -> tuple[float, float]:
+    """Before and after the command, for each job."""
+    before, after = (sum(float(str(job[name])) for job in records) / len(records) for name in ("revalidate_ms", "flush_ms"))
+    return before, after
+
+
 def measure(jobs: int) -> dict[str, object]:
     """The figures of one lab."""
     agents = every_host()[1:]
@@ -58,27 +94,23 @@ def measure(jobs: int) -> dict[str, object]:
         for host in agents:  # neither the first look at anything, nor what starting costs, is counted
             farm.job(host, "cp", "source", f"out/warm-{host}")
             subprocess.run(on(host, ["cp", "source", f"plain/warm-{host}"]), check=True)
-        seen = {job["job"] for job in farm.jobs()}
-        before = {host: questions(host) for host in agents}
-        started = time.monotonic()
-        for number in range(jobs):
-            done = farm.job(agents[number % len(agents)], "cp", "source", f"out/{number}")
-            assert done.returncode == 0, done.stderr
-        seconds = time.monotonic() - started
-        through = asked_meanwhile(before)
-        records = [job for job in farm.jobs() if job["job"] not in seen]
-        before = {host: questions(host) for host in agents}
-        for number in range(jobs):
-            subprocess.run(on(agents[number % len(agents)], ["cp", "source", f"plain/{number}"]), check=True)
-        alone = asked_meanwhile(before)
-        assert len(records) == jobs
+        ours = {name: through(farm, jobs, outputs) for name, outputs in OUTPUTS.items()}
+        plain = {name: alone(jobs, outputs) for name, outputs in OUTPUTS.items()}
     argv = on(agents[0], [sys.executable, "-c", BARE, str(TREE / "plain"), str(jobs)])
     bare = subprocess.run(argv, capture_output=True, text=True, check=True)
+    more_outputs = len(OUTPUTS["many"]) - len(OUTPUTS["one"])
+    asked = {name: sum(count.values()) / jobs for name, (count, _, _) in ours.items()}
+    close_to_open = {name: sum(count.values()) / jobs for name, count in plain.items()}
+    spent = {name: milliseconds(records) for name, (_, records, _) in ours.items()}
+    names = sorted(ours["one"][0] | plain["one"])
     return {
-        "agents": len(agents), "through": sum(through.values()) / jobs, "alone": sum(alone.values()) / jobs,
-        "more": {name: round((through[name] - alone[name]) / jobs, 2) for name in sorted(through | alone) if through[name] != alone[name]},
-        "revalidate_ms": sum(job["revalidate_ms"] for job in records) / jobs, "flush_ms": sum(job["flush_ms"] for job in records) / jobs,
-        "bare_ms": float(bare.stdout), "job_ms": seconds / jobs * 1000, "outputs": sorted({job["outputs"] for job in records}),
+        "agents": len(agents), "through": asked["one"], "alone": close_to_open["one"],
+        "more": {name: round((ours["one"][0][name] - plain["one"][name]) / jobs, 2) for name in names},
+        "output": (asked["many"] - asked["one"]) / more_outputs,
+        "output_alone": (close_to_open["many"] - close_to_open["one"]) / more_outputs,
+        "job_ms": sum(spent["one"]), "output_ms": (sum(spent["many"]) - sum(spent["one"])) / more_outputs,
+        "bare_ms": float(bare.stdout), "wall_ms": ours["one"][2] / jobs * 1000,
+        "outputs": sorted({str(job["outputs"]) for _, records, _ in ours.values() for job in records}),
     }  # fmt: skip
 
 

@@ -15,7 +15,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -76,6 +78,13 @@ static bool entry_of(struct entry *entry, const char *path, int how)
 bool view_entry(struct entry *entry, const char *path, bool ask)
 {
     return entry_of(entry, path, ask ? ASK : CACHED);
+}
+
+bool view_entry_open(struct entry *entry, int fd, const char *path)
+{
+    bool known = look(entry, fd, "", AT_STATX_SYNC_AS_STAT);
+    entry->path = path;
+    return known;
 }
 
 bool view_entry_as_stat(struct entry *entry, const char *path)
@@ -196,7 +205,9 @@ static bool ask_directory(struct view *view)
     if (!look(&after, view->directory, "", ASK))
         return false;
     view->changed = after.ctime;
-    return known && (before.ctime != after.ctime || before.mtime != after.mtime);
+    bool old = known && (before.ctime != after.ctime || before.mtime != after.mtime);
+    view->relisted |= old; /* the kernel drops it itself when the server tells of a change */
+    return old;
 }
 
 /* Drops cached pages, of a file's bytes or a directory's listing, without a question: what they were read from may have changed
@@ -208,6 +219,49 @@ static void drop_pages(int directory, const char *name, int flags)
         return;
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     close(fd);
+}
+
+/* ---- listings ---- */
+
+/* Which directories, as of which change, need no more be dropped: a word for each, shared by the processes of this host that look.
+ * A listing that was read within the tick of a change may lack names of that tick. Dropped a second after somebody first told of
+ * the change it has been dropped for good: whatever is read later was read after that tick. A word that is lost costs a question. */
+enum { LISTINGS = 4096, SECONDS_BITS = 20, PERIOD = (1 << SECONDS_BITS) - 1, SETTLED_SECONDS = 1 };
+
+static _Atomic uint64_t *listings; /* a hash above SECONDS_BITS; below, when it was first told of, or 0: for good */
+
+void view_share(void)
+{
+    void *room = mmap(NULL, LISTINGS * sizeof *listings, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (room != MAP_FAILED)
+        listings = room;
+}
+
+/* Is the listing of this directory, changed at this time, dropped for good? If it is not, that it is dropped now is noted. */
+static bool is_listing_settled(uint64_t identity, int64_t changed)
+{
+    struct timespec clock;
+    clock_gettime(CLOCK_MONOTONIC, &clock);
+    uint64_t hash = (identity ^ (uint64_t)changed) * 0x9E3779B97F4A7C15u, key = hash & ~(uint64_t)PERIOD;
+    uint64_t now = (uint64_t)clock.tv_sec % PERIOD + 1;
+    _Atomic uint64_t *word = listings ? &listings[(hash >> SECONDS_BITS) % LISTINGS] : NULL;
+    uint64_t before = word ? atomic_load(word) : 0, first = before & PERIOD;
+    if (!word || (before & ~(uint64_t)PERIOD) != key) {
+        if (word)
+            atomic_store(word, key | now);
+        return false;
+    }
+    if (first != 0 && (now + PERIOD - first) % PERIOD > SETTLED_SECONDS)
+        atomic_store(word, key);
+    return first == 0;
+}
+
+/* A directory that nothing seems to have changed since the entry. */
+static void relist(struct view *view, int64_t changed)
+{
+    if (!view->relisted && !is_listing_settled(view->identity, changed))
+        drop_pages(view->directory, ".", O_DIRECTORY);
+    view->relisted = true;
 }
 
 static void unseen(struct view *view, const struct entry *entry, bool count)
@@ -397,6 +451,7 @@ static bool keep_open(struct view *view, const char *path)
     view->changed = here.ctime;
     view->identity = identity_of(path, here.ino);
     view->asked = was_asked(view, view->identity);
+    view->relisted = false;
     return true;
 }
 
@@ -435,7 +490,7 @@ static void agree_directory(struct view *view, const struct entry *entry, bool s
     if (here.ctime < entry->ctime || (here.ctime == entry->ctime && here.mtime != entry->mtime))
         view->stale += ask_directory(view);
     else if (here.ctime == entry->ctime)
-        drop_pages(view->directory, ".", O_DIRECTORY);
+        relist(view, here.ctime);
 }
 
 static bool agree(struct view *view, const void *piece, size_t length, bool strict)

@@ -31,11 +31,15 @@ struct view {
     bool asked;        /* the server was asked about it in this view */
     int64_t changed;   /* its ctime as far as known */
     uint64_t identity; /* of path and inode */
+    bool relisted;     /* no listing of it that this host keeps is from before this view */
     bool regular;      /* the name looked at last is a regular file */
     uint64_t known[VIEW_KNOWN]; /* identities of the directories that were asked about, the newest of them */
     unsigned known_count;
     char directory_path[MANIFEST_PATH_BYTES];
 };
+
+/* Before processes are forked that look one after the other: what one of them need not do again is known to those that follow. */
+void view_share(void);
 
 void view_start(struct view *view);
 void view_end(struct view *view);
@@ -59,7 +63,10 @@ void view_doubt(struct view *view, const char *path);
  * not there gives a G entry. Its `path` is the argument. */
 bool view_entry(struct entry *entry, const char *path, bool ask);
 
-/* The same, as stat sees it: what is cached here, as long as it counts. Of a directory: never its old
+/* The entry of a file that is open here: what the server has of it once all that was written is stored there. */
+bool view_entry_open(struct entry *entry, int fd, const char *path);
+
+/* The same of a path, as stat sees it: what is cached here, as long as it counts. Of a directory: never its old
  * times, which this host's own changes leave behind. */
 bool view_entry_as_stat(struct entry *entry, const char *path);
 
