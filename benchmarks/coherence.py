@@ -1,6 +1,6 @@
 """What coherence costs a job on real NFS: questions to the server and time for each output, on three kinds of server, 2 to 8 agents.
 
-    python benchmarks/coherence.py      as root; boots a lab (tests/nfs/lab.py) for each row, about three minutes
+    python benchmarks/coherence.py      as root; boots a lab (tests/nfs/lab.py) for each row, about ten minutes
 
 Each lab has one slow processor for all of its hosts: the times are upper bounds, the numbers of questions are exact. Knows the
 budgets of the design; coherence_inside.py measures.
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "nfs")
 import lab
 
 AGENTS = (2, 4, 8)
-JOBS = 120
+JOBS = 60
 QUESTIONS, MILLISECONDS = 2.0, 1.5
 
 

@@ -1,6 +1,6 @@
 """Inside the lab: what coherence costs a job, in questions to the file server and in time; started by coherence.py.
 
-Jobs that copy one file, and jobs that copy five into the same directory, are spread over the agents; their difference is what an
+Jobs that write one file, and jobs that write five into the same directory, are spread over the agents; their difference is what an
 output costs, the rest is the job's and the changed directory's. Beside them the same commands are run on the same hosts directly,
 which is close-to-open alone. Questions are counted by the kernel (/proc/self/mountstats), on the agents' mounts only. Time is what
 the agents report of looking before (revalidate_ms) and writing back after (flush_ms), beside a bare open and fsync.
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "nfs"))
 
-from hosts import DISK, TREE, Farm, every_host, on
+from hosts import DISK, DWRAP, TREE, Farm, every_host, on
 
 BARE = """import os, sys, time
 total = 0
@@ -48,28 +49,52 @@ def asked_meanwhile(before: dict[str, collections.Counter[str]]) -> collections.
     return total
 
 
-SCRIPT = 'number=$1; shift; for output; do cp source "$number-$output"; done'
+SCRIPT = 'number=$1; shift; for output; do echo text > "$number-$output"; done'
 OUTPUTS = {"one": ("1",), "many": ("1", "2", "3", "4", "5")}
+
+
+@contextlib.contextmanager
+def held(farm: Farm) -> Iterator[None]:
+    """A live job of the same build: no agent takes the build for one that goes on after a pause, and looks at everything again."""
+    argv = on(farm.desk, [DWRAP, "cat"])
+    job = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=farm.environment(every_host()[1]))
+    assert job.stdin is not None
+    assert job.stdout is not None
+    job.stdin.write(b"here\n")
+    job.stdin.flush()
+    job.stdout.readline()
+    yield
+    job.stdin.close()
+    assert job.wait() == 0
 
 
 def through(farm: Farm, jobs: int, outputs: tuple[str, ...]) -> tuple[collections.Counter[str], list[dict[str, object]], float]:
     """Questions, records and seconds of jobs spread over the agents, each of which writes these outputs into one directory."""
     agents = every_host()[1:]
-    seen = {job["job"] for job in farm.jobs()}
-    before = {host: questions(host) for host in agents}
-    started = time.monotonic()
-    for number in range(jobs):
-        done = farm.job(agents[number % len(agents)], "sh", "-c", SCRIPT, "sh", f"out/{len(outputs)}-{number}", *outputs)
-        assert done.returncode == 0, done.stderr
-    seconds = time.monotonic() - started
-    records = [job for job in farm.jobs() if job["job"] not in seen]
+
+    def run(names: Sequence[str]) -> None:
+        for number, name in enumerate(names):
+            done = farm.job(agents[number % len(agents)], "sh", "-c", SCRIPT, "sh", f"out/{len(outputs)}-{name}", *outputs)
+            assert done.returncode == 0, done.stderr
+
+    with held(farm):
+        run([f"warm{number}" for number in range(2 * len(agents))])
+        seen = {job["job"] for job in farm.jobs()}
+        before = {host: questions(host) for host in agents}
+        started = time.monotonic()
+        run([str(number) for number in range(jobs)])
+        seconds = time.monotonic() - started
+        asked = asked_meanwhile(before)
+        records = [job for job in farm.jobs() if job["job"] not in seen]
     assert len(records) == jobs
-    return asked_meanwhile(before), records, seconds
+    return asked, records, seconds
 
 
 def alone(jobs: int, outputs: tuple[str, ...]) -> collections.Counter[str]:
     """The questions of the same commands without dwrap: close-to-open."""
     agents = every_host()[1:]
+    for host in agents:
+        subprocess.run(on(host, ["sh", "-c", SCRIPT, "sh", f"plain/warm-{len(outputs)}-{host}", *outputs]), check=True)
     before = {host: questions(host) for host in agents}
     for number in range(jobs):
         script = ["sh", "-c", SCRIPT, "sh", f"plain/{len(outputs)}-{number}", *outputs]
@@ -88,12 +113,7 @@ def measure(jobs: int) -> dict[str, object]:
     agents = every_host()[1:]
     for directory in ("out", "plain"):
         (DISK / directory).mkdir(exist_ok=True)
-    (DISK / "source").write_bytes(bytes(1000))
-    os.utime(DISK / "source", (time.time() - 3600,) * 2)  # as sources mostly are: one that is new is read anew
-    with Farm(slots=1) as farm:
-        for host in agents:  # neither the first look at anything, nor what starting costs, is counted
-            farm.job(host, "cp", "source", f"out/warm-{host}")
-            subprocess.run(on(host, ["cp", "source", f"plain/warm-{host}"]), check=True)
+    with Farm(slots=2) as farm:
         ours = {name: through(farm, jobs, outputs) for name, outputs in OUTPUTS.items()}
         plain = {name: alone(jobs, outputs) for name, outputs in OUTPUTS.items()}
     argv = on(agents[0], [sys.executable, "-c", BARE, str(TREE / "plain"), str(jobs)])
@@ -102,10 +122,11 @@ def measure(jobs: int) -> dict[str, object]:
     asked = {name: sum(count.values()) / jobs for name, (count, _, _) in ours.items()}
     close_to_open = {name: sum(count.values()) / jobs for name, count in plain.items()}
     spent = {name: milliseconds(records) for name, (_, records, _) in ours.items()}
-    names = sorted(ours["one"][0] | plain["one"])
+    more = {name: {op: (ours[name][0][op] - plain[name][op]) / jobs for op in sorted(ours[name][0] | plain[name])} for name in OUTPUTS}
     return {
         "agents": len(agents), "through": asked["one"], "alone": close_to_open["one"],
-        "more": {name: round((ours["one"][0][name] - plain["one"][name]) / jobs, 2) for name in names},
+        "more": {op: round(count, 2) for op, count in more["one"].items()},
+        "output_more": {op: round((more["many"][op] - more["one"].get(op, 0)) / more_outputs, 2) for op in more["many"]},
         "output": (asked["many"] - asked["one"]) / more_outputs,
         "output_alone": (close_to_open["many"] - close_to_open["one"]) / more_outputs,
         "job_ms": sum(spent["one"]), "output_ms": (sum(spent["many"]) - sum(spent["one"])) / more_outputs,
