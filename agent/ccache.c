@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "coherence/view.h"
+#include "coherence/look.h"
 
 /* The nearest directory that exists says what file system a path lies on, or will. */
 static bool is_shared(const char *path)
@@ -26,7 +26,7 @@ static bool is_shared(const char *path)
         char *slash = strrchr(near, '/');
         slash[slash == near] = '\0';
     }
-    bool shared = fd >= 0 && !view_is_coherent(fd);
+    bool shared = fd >= 0 && !look_is_coherent(fd);
     if (fd >= 0)
         close(fd);
     return shared;

@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "coherence/view.h"
+#include "coherence/look.h"
 
 enum { MAX_MANIFEST = 16 * 1024 * 1024, MAX_READ = 256, MAX_BELOW = 65536 };
 
@@ -263,7 +263,7 @@ static void write_back_all(struct work *work, const char *path, size_t above)
     int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return;
-    if (!view_is_coherent(fd) && syncfs(fd) != 0 && is_loss(errno))
+    if (!look_is_coherent(fd) && syncfs(fd) != 0 && is_loss(errno))
         fail(work, path, errno);
     close(fd);
 }
@@ -277,13 +277,13 @@ static void write_back(struct work *work, const struct written *output, struct e
     if (fd < 0) {
         if (errno == EACCES || errno == EPERM)
             write_back_all(work, output->path, output->above);
-        (void)view_entry(entry, output->path, false);
+        (void)look_entry(entry, output->path, false);
         return;
     }
     /* EINVAL and EROFS say that there is nothing to write back; every other error is the loss of an output. */
-    if (!view_is_coherent(fd) && fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
+    if (!look_is_coherent(fd) && fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
         fail(work, output->path, errno);
-    (void)view_entry_open(entry, fd, output->path);
+    (void)look_entry_open(entry, fd, output->path);
     if (depfile_is_named(output->path))
         depfile_read(fd, work, mark_read);
     close(fd);
@@ -302,7 +302,7 @@ static void tell_file(struct work *work, const struct written *output, struct en
 static void tell_output(struct work *work, const struct written *output)
 {
     struct entry entry;
-    bool known = view_entry(&entry, output->path, false);
+    bool known = look_entry(&entry, output->path, false);
     if (output->flags & REC_NAME)
         mark_directory(work, output->path, output->above);
     if (!known) /* not this user's to look at */
@@ -319,10 +319,10 @@ static void tell_output(struct work *work, const struct written *output)
 static bool directory_entry(struct entry *entry, const char *path)
 {
     char inside[PATH_ROOM + 2];
-    if (!view_entry(entry, path, true))
+    if (!look_entry(entry, path, true))
         return false;
     snprintf(inside, sizeof inside, "%s/.", path);
-    if (entry->kind == MANIFEST_FILE && !view_entry(entry, inside, true))
+    if (entry->kind == MANIFEST_FILE && !look_entry(entry, inside, true))
         return false;
     entry->path = path;
     return entry->kind == MANIFEST_DIRECTORY;

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "coherence/look.h"
 #include "coherence/view.h"
 
 enum { REFRESH_NAMES = 50000, LOOK_AGAIN_NAMES = 10000, MAX_ASKED = 64, MAX_WORDS = 64, MAX_BASES = 32, MAX_RESPONSE = 1024 * 1024 };
@@ -55,12 +56,12 @@ static bool is_same_tree(const struct spec *spec)
     if (!entries_next(&rest, &theirs) || theirs.kind != MANIFEST_DIRECTORY || theirs.ino == 0 || !spec_is_shared(spec, theirs.path))
         return true;
     int fd = open(theirs.path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    bool numbers = fd >= 0 && view_numbers_agree(fd);
+    bool numbers = fd >= 0 && look_numbers_agree(fd);
     if (fd >= 0)
         close(fd);
-    if (!numbers || !view_entry(&ours, theirs.path, false) || ours.ino == theirs.ino)
+    if (!numbers || !look_entry(&ours, theirs.path, false) || ours.ino == theirs.ino)
         return true;
-    return !view_entry(&ours, theirs.path, true) || ours.ino == theirs.ino;
+    return !look_entry(&ours, theirs.path, true) || ours.ino == theirs.ino;
 }
 
 /* ---- response files: what is named in them is named by the command ---- */
@@ -85,7 +86,7 @@ static void ask_directory(struct asked *asked, const char *word)
         return;
     strcpy(asked->last, path);
     asked->count++;
-    view_entry(&entry, path, true);
+    look_entry(&entry, path, true);
 }
 
 static void ask_words(struct asked *asked, char *text)

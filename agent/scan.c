@@ -11,8 +11,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "coherence/view.h"
-
 #define MAX_ENTRIES 16384
 #define MAX_DEPTH 32
 #define CLOCK_SLACK_SECONDS 2 /* file times are the server's */

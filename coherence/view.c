@@ -11,170 +11,20 @@
  * again since, and nothing is wrong: mkdir is not tried on names that somebody removed. */
 #include "coherence/view.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef RESOLVE_CACHED
-#define RESOLVE_CACHED 0x20
-#endif
+#include "coherence/look.h"
 
-enum { MAX_DEPTH = 64, MAX_MISSING = 8, RECENT_SECONDS = 10 };
-enum { CACHED = AT_STATX_DONT_SYNC, ASK = AT_STATX_FORCE_SYNC };
-
-/* A name that nobody has: what is believed of it shows whether the directory was changed by others. */
-static const char canary[] = ".dwrap-view";
-
-/* ---- looking ---- */
-
-static int64_t nanoseconds(struct statx_timestamp t)
-{
-    return t.tv_sec < 0 ? 0 : (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* With any smaller mask a file system need not ask, not even when it is told to. */
-static bool look_closely(struct entry *out, int fd, const char *path, int how, bool *regular)
-{
-    struct statx st;
-    if (statx(fd, path, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | how, STATX_BASIC_STATS, &st) != 0)
-        return false;
-    *out = (struct entry){.kind = S_ISDIR(st.stx_mode) ? MANIFEST_DIRECTORY : MANIFEST_FILE, .ino = st.stx_ino, .size = st.stx_size,
-                          .mtime = nanoseconds(st.stx_mtime), .ctime = nanoseconds(st.stx_ctime), .path = path};
-    *regular = S_ISREG(st.stx_mode);
-    return true;
-}
-
-static bool look(struct entry *out, int fd, const char *path, int how)
-{
-    bool regular;
-    return look_closely(out, fd, path, how, &regular);
-}
-
-static bool is_missing(int error)
-{
-    return error == ENOENT || error == ENOTDIR || error == ESTALE;
-}
-
-static bool entry_of(struct entry *entry, const char *path, int how)
-{
-    if (!look(entry, AT_FDCWD, path, how)) {
-        if (!is_missing(errno))
-            return false;
-        *entry = (struct entry){.kind = MANIFEST_GONE};
-    }
-    entry->path = path;
-    return true;
-}
-
-bool view_entry(struct entry *entry, const char *path, bool ask)
-{
-    return entry_of(entry, path, ask ? ASK : CACHED);
-}
-
-bool view_entry_open(struct entry *entry, int fd, const char *path)
-{
-    bool known = look(entry, fd, "", AT_STATX_SYNC_AS_STAT);
-    entry->path = path;
-    return known;
-}
-
-bool view_entry_as_stat(struct entry *entry, const char *path)
-{
-    return entry_of(entry, path, AT_STATX_SYNC_AS_STAT);
-}
-
-/* What is believed of a name: a descriptor, or -1 with ENOENT, or -1 with EAGAIN for nothing. Kernels before 5.12 cannot tell:
- * there the server is asked about every name. */
-static int believed(int directory, const char *name)
-{
-    static bool cannot_tell;
-    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_CACHED};
-    int fd = cannot_tell ? -1 : (int)syscall(SYS_openat2, directory, name, &how, sizeof how);
-    if (fd >= 0 || (!cannot_tell && errno != ENOSYS && errno != EINVAL && errno != EPERM))
-        return fd;
-    cannot_tell = true;
-    return openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-}
-
-/* What is known of file systems by their magic numbers. Those that are not listed are neither. */
-static unsigned traits_of(unsigned long magic)
-{
-    static const struct {
-        unsigned long magic;
-        unsigned traits;
-    } known[] = {
-        {0xEF53, VIEW_COHERENT | VIEW_NUMBERED} /* ext2-4 */, {0x58465342, VIEW_COHERENT | VIEW_NUMBERED} /* xfs */,
-        {0x9123683E, VIEW_COHERENT | VIEW_NUMBERED} /* btrfs */, {0xF2F52010, VIEW_COHERENT | VIEW_NUMBERED} /* f2fs */,
-        {0x2FC12FC1, VIEW_COHERENT | VIEW_NUMBERED} /* zfs */, {0x01021994, VIEW_COHERENT} /* tmpfs */,
-        {0x794C7630, VIEW_COHERENT} /* overlay */, {0x858458F6, VIEW_COHERENT} /* ramfs */, {0xCA451A4E, VIEW_COHERENT} /* bcachefs */,
-        {0x6969, VIEW_NUMBERED} /* nfs */};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if ((magic & 0xFFFFFFFFul) == known[i].magic)
-            return known[i].traits;
-    return 0;
-}
-
-static uint64_t device_of(int fd)
-{
-    struct statx st;
-    bool known = statx(fd, "", AT_EMPTY_PATH | CACHED, STATX_BASIC_STATS, &st) == 0;
-    return known ? (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor : UINT64_MAX;
-}
-
-/* Is it NFS, as this kernel's list of mounts has it? statfs would ask the server. */
-static bool is_listed_as_nfs(uint64_t device)
-{
-    char line[8192];
-    unsigned long major, minor;
-    bool found = false;
-    FILE *mounts = device >> 32 == 0 ? fopen("/proc/self/mountinfo", "re") : NULL; /* what has a disk is none */
-    while (mounts && !found && fgets(line, sizeof line, mounts))
-        found = sscanf(line, "%*u %*u %lu:%lu ", &major, &minor) == 2 && major == 0 && minor == device && strstr(line, " - nfs");
-    if (mounts)
-        fclose(mounts);
-    return found;
-}
-
-/* The answer for the file system that was asked about last is kept: most of a job is about one. */
-unsigned view_traits(int fd)
-{
-    static uint64_t last_device = UINT64_MAX;
-    static unsigned last_traits;
-    uint64_t device = device_of(fd);
-    struct statfs fs;
-    if (device != UINT64_MAX && device == last_device)
-        return last_traits;
-    bool nfs = is_listed_as_nfs(device);
-    if (!nfs && fstatfs(fd, &fs) != 0)
-        return 0;
-    last_traits = nfs ? VIEW_NUMBERED : traits_of((unsigned long)fs.f_type);
-    last_device = device;
-    return last_traits;
-}
-
-bool view_is_coherent(int fd)
-{
-    return view_traits(fd) & VIEW_COHERENT;
-}
-
-bool view_numbers_agree(int fd)
-{
-    return view_traits(fd) & VIEW_NUMBERED;
-}
-
-int view_believed(int directory, const char *name)
-{
-    return believed(directory, name);
-}
+enum { MAX_MISSING = 8, RECENT_SECONDS = 10 };
 
 /* ---- one directory ---- */
 
@@ -293,18 +143,13 @@ static void cure_present(struct view *view, const char *name)
 
 enum belief { NOTHING, MISSING, OTHER, SAME };
 
-static bool same_numbers(const struct entry *a, const struct entry *b)
-{
-    return a->ctime == b->ctime && a->mtime == b->mtime && (a->size == b->size || a->kind == MANIFEST_DIRECTORY);
-}
-
 /* What is believed of a name, beside what the entry says of it. Directories are compared by identity alone: what is in them has
  * entries of its own. */
 static enum belief belief_about(struct view *view, const char *name, const struct entry *entry, int how, struct entry *here)
 {
-    int fd = believed(view->directory, name);
+    int fd = look_believed(view->directory, name);
     if (fd < 0)
-        return is_missing(errno) ? MISSING : NOTHING;
+        return look_is_missing(errno) ? MISSING : NOTHING;
     bool known = look_closely(here, fd, "", how, &view->regular);
     int error = errno;
     close(fd);
@@ -312,7 +157,7 @@ static enum belief belief_about(struct view *view, const char *name, const struc
         return error == ESTALE ? OTHER : NOTHING;
     if ((here->kind == MANIFEST_DIRECTORY) != (entry->kind == MANIFEST_DIRECTORY))
         return OTHER;
-    if (entry->ino && here->ino != entry->ino && view_numbers_agree(view->directory))
+    if (entry->ino && here->ino != entry->ino && look_numbers_agree(view->directory))
         return OTHER;
     return SAME;
 }
@@ -349,7 +194,7 @@ static void freshen(struct view *view, const char *name, const struct entry *ent
 {
     if (entry->kind == MANIFEST_DIRECTORY || here->ctime > entry->ctime)
         return;
-    if (same_numbers(here, entry)) {
+    if (look_same(here, entry)) {
         if (view->regular && entry->size > 0 && (strict || is_recent(entry->mtime)))
             drop_pages(view->directory, name, 0);
         return;
@@ -357,8 +202,8 @@ static void freshen(struct view *view, const char *name, const struct entry *ent
     struct entry before = *here;
     view->synced++;
     enum belief belief = belief_about(view, name, entry, ASK, here);
-    view->stale += belief == SAME && !same_numbers(&before, here);
-    if (belief == SAME && here->ctime <= entry->ctime && !same_numbers(here, entry))
+    view->stale += belief == SAME && !look_same(&before, here);
+    if (belief == SAME && here->ctime <= entry->ctime && !look_same(here, entry))
         unseen(view, entry, strict);
     if (belief == OTHER) {
         ask_directory(view);
@@ -386,7 +231,7 @@ static void agree_present(struct view *view, const char *name, const struct entr
 
 static bool believed_present(struct view *view, const char *name)
 {
-    int fd = believed(view->directory, name);
+    int fd = look_believed(view->directory, name);
     if (fd >= 0)
         close(fd);
     return fd >= 0;
@@ -463,7 +308,7 @@ static bool reach(struct view *view, const char *path, const struct entry *entry
     if (keep_open(view, path))
         return true;
     char parent[MANIFEST_PATH_BYTES];
-    if (!is_missing(errno) || missing >= MAX_MISSING)
+    if (!look_is_missing(errno) || missing >= MAX_MISSING)
         return false;
     const char *name = split(parent, path);
     if (!name || !reach(view, parent, entry, strict, missing + 1))
@@ -479,7 +324,7 @@ static void agree_directory(struct view *view, const struct entry *entry, bool s
     struct entry here;
     if (!reach(view, entry->path, entry, strict, 0) || !look(&here, view->directory, "", CACHED))
         return;
-    if (entry->ino && here.ino != entry->ino && view_numbers_agree(view->directory)) {
+    if (entry->ino && here.ino != entry->ino && look_numbers_agree(view->directory)) {
         char parent[MANIFEST_PATH_BYTES];
         const char *name = split(parent, entry->path);
         if (name && reach(view, parent, entry, strict, 0))
@@ -528,7 +373,7 @@ bool view_compare(struct view *view, const void *piece, size_t length)
     return agree(view, piece, length, false);
 }
 
-static void count_stale(struct view *view, const struct entry *now)
+void view_count_stale(struct view *view, const struct entry *now)
 {
     view->stale++;
     if (now && (view->stale_at == 0 || now->ctime < view->stale_at))
@@ -552,7 +397,7 @@ static void doubt_name(struct view *view, const char *name)
     }
     any.ctime = view->changed;
     if (!missing && look(&here, view->directory, name, ASK))
-        count_stale(view, &any);
+        view_count_stale(view, &any);
 }
 
 static bool doubt(struct view *view, const char *path, int depth)
@@ -561,9 +406,9 @@ static bool doubt(struct view *view, const char *path, int depth)
     const char *name = split(parent, path);
     if (!name || depth > MAX_MISSING)
         return false;
-    if (!keep_open(view, parent) && (!is_missing(errno) || !doubt(view, parent, depth + 1) || !keep_open(view, parent)))
+    if (!keep_open(view, parent) && (!look_is_missing(errno) || !doubt(view, parent, depth + 1) || !keep_open(view, parent)))
         return false;
-    if (view_is_coherent(view->directory))
+    if (look_is_coherent(view->directory))
         return false;
     doubt_name(view, name);
     return true;
@@ -574,91 +419,3 @@ void view_doubt(struct view *view, const char *path)
     (void)doubt(view, path, 0);
 }
 
-/* ---- everything below a directory ---- */
-
-struct refresh {
-    struct view *view;
-    unsigned left;
-    uint64_t device;
-};
-
-/* Has somebody else changed names in this directory? Its times alone do not tell: this host's own changes leave them old. */
-static void refresh_names(struct refresh *refresh, int fd)
-{
-    struct entry before, after;
-    struct stat st;
-    bool known = look(&before, fd, "", CACHED);
-    int old = believed(fd, canary);
-    if (old < 0 && errno == EAGAIN)
-        (void)!fstatat(fd, canary, &st, AT_SYMLINK_NOFOLLOW);
-    refresh->view->synced++;
-    if (!look(&after, fd, "", ASK) || !known || same_numbers(&before, &after))
-        return;
-    old = believed(fd, canary);
-    if (old < 0 && errno == EAGAIN)
-        count_stale(refresh->view, &after);
-}
-
-static void refresh_file(struct view *view, int fd, const struct entry *before)
-{
-    struct entry after;
-    view->checked++;
-    view->synced++;
-    bool there = look(&after, fd, "", ASK);
-    if (!there || !same_numbers(before, &after))
-        count_stale(view, there ? &after : NULL);
-}
-
-static void refresh_directory(struct refresh *refresh, int fd, int depth);
-
-/* What is believed of a name, asked about. Directories are entered in any case: what is in them may be cached when they are not.
- * Opening them for reading would ask, and hide what was wrong. */
-static void refresh_name(struct refresh *refresh, int directory, const struct dirent *entry, int depth)
-{
-    struct entry before;
-    int fd = believed(directory, entry->d_name);
-    if (fd < 0 && entry->d_type == DT_DIR)
-        fd = openat(directory, entry->d_name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (!look(&before, fd, "", CACHED))
-        refresh->view->stale++;
-    else if (before.kind != MANIFEST_DIRECTORY)
-        refresh_file(refresh->view, fd, &before);
-    else if (depth > 0)
-        refresh_directory(refresh, fd, depth - 1);
-    close(fd);
-}
-
-static void refresh_directory(struct refresh *refresh, int fd, int depth)
-{
-    if (device_of(fd) != refresh->device)
-        return;
-    refresh_names(refresh, fd);
-    int readable = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *names = readable < 0 ? NULL : fdopendir(readable);
-    if (!names) {
-        if (readable >= 0)
-            close(readable);
-        return;
-    }
-    for (struct dirent *entry; refresh->left > 0 && (entry = readdir(names));) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        refresh->left--;
-        refresh_name(refresh, fd, entry, depth);
-    }
-    closedir(names);
-}
-
-void view_refresh(struct view *view, const char *directory, unsigned most)
-{
-    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (!view_is_coherent(fd)) {
-        struct refresh refresh = {view, most, device_of(fd)};
-        refresh_directory(&refresh, fd, MAX_DEPTH);
-    }
-    close(fd);
-}

@@ -55,33 +55,11 @@ bool view_compare(struct view *view, const void *piece, size_t length);
  * Counts what was stale. */
 void view_refresh(struct view *view, const char *directory, unsigned most);
 
+/* Something was found stale; `now` is its entry as the server has it, NULL: gone. */
+void view_count_stale(struct view *view, const struct entry *now);
+
 /* Looks again for a name that somebody has just looked for in vain here. When that was for a wrong belief, of the name or of a
  * directory on the way, it counts as stale and is corrected. */
 void view_doubt(struct view *view, const char *path);
-
-/* The entry of a path as it is here now, asking the server when `ask`. False with errno when it cannot be told; a path that is
- * not there gives a G entry. Its `path` is the argument. */
-bool view_entry(struct entry *entry, const char *path, bool ask);
-
-/* The entry of a file that is open here: what the server has of it once all that was written is stored there. */
-bool view_entry_open(struct entry *entry, int fd, const char *path);
-
-/* The same of a path, as stat sees it: what is cached here, as long as it counts. Of a directory: never its old
- * times, which this host's own changes leave behind. */
-bool view_entry_as_stat(struct entry *entry, const char *path);
-
-/* What this host believes of a name in a directory, without asking: a descriptor (O_PATH), -1 with ENOENT, or -1 with EAGAIN. */
-int view_believed(int directory, const char *name);
-
-enum { VIEW_COHERENT = 1, VIEW_NUMBERED = 2 };
-
-/* The next two in one question: fstatfs asks a server, so a process asks once for one file system after another. */
-unsigned view_traits(int fd);
-
-/* Does every host see one truth of the file system that this descriptor lies on? True for disks and memory of this machine. */
-bool view_is_coherent(int fd);
-
-/* Are inode numbers of its file system the same on every host that mounts it? */
-bool view_numbers_agree(int fd);
 
 #endif

@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "coherence/view.h"
+#include "coherence/look.h"
 #include "wrapper/memory.h"
 
 enum { MOST = 512, FILE_BYTES = 64 * 1024, MOST_FILES = 64, MOST_NAMES = 1024 };
@@ -105,11 +105,11 @@ static void put_files(struct told *told, const char *directory, int64_t since)
     unsigned files = 0, seen = 0;
     for (struct dirent *one; names && files < MOST_FILES && seen < MOST_NAMES && (one = readdir(names)); seen++) {
         int length = snprintf(path, sizeof path, "%s/%s", directory, one->d_name);
-        int fd = one->d_type == DT_DIR || length >= (int)sizeof path ? -1 : view_believed(dirfd(names), one->d_name);
+        int fd = one->d_type == DT_DIR || length >= (int)sizeof path ? -1 : look_believed(dirfd(names), one->d_name);
         if (fd < 0)
             continue;
         close(fd);
-        if (view_entry(&entry, path, false) && entry.kind == MANIFEST_FILE && entry.ctime >= since)
+        if (look_entry(&entry, path, false) && entry.kind == MANIFEST_FILE && entry.ctime >= since)
             files += put(told, entry);
     }
     if (names)
@@ -127,7 +127,7 @@ size_t reads_changed(const char *build, bool numbered, char *out, size_t room)
     clock_gettime(CLOCK_REALTIME, &now);
     for (unsigned i = 0; i < count; i++) {
         struct known *known = &all[i];
-        if (!view_entry_as_stat(&entry, known->path) || entry.kind != MANIFEST_DIRECTORY)
+        if (!look_entry_as_stat(&entry, known->path) || entry.kind != MANIFEST_DIRECTORY)
             continue;
         if (entry.ino == known->ino && entry.mtime == known->mtime && entry.ctime == known->ctime)
             continue;

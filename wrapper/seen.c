@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#include "coherence/view.h"
+#include "coherence/look.h"
 
 enum { MOST_ENTRIES = 256, MOST_LOOKS = 1024 };
 
@@ -35,7 +35,7 @@ static void put_directory(struct seen *s, const char *path)
     struct entry entry;
     if (strcmp(path, s->last) == 0 || strcmp(path, s->cwd) == 0)
         return;
-    if (!view_entry_as_stat(&entry, path) || entry.kind != MANIFEST_DIRECTORY)
+    if (!look_entry_as_stat(&entry, path) || entry.kind != MANIFEST_DIRECTORY)
         return;
     strcpy(s->last, path);
     put(s, entry);
@@ -62,7 +62,7 @@ static void put_named(struct seen *s, const char *text)
 {
     char path[MANIFEST_PATH_BYTES], directory[MANIFEST_PATH_BYTES];
     struct entry entry;
-    if (!make_absolute(path, s->cwd, text) || s->looks++ >= MOST_LOOKS || s->entries >= MOST_ENTRIES || !view_entry(&entry, path, false))
+    if (!make_absolute(path, s->cwd, text) || s->looks++ >= MOST_LOOKS || s->entries >= MOST_ENTRIES || !look_entry(&entry, path, false))
         return;
     if (entry.kind == MANIFEST_DIRECTORY) {
         put_directory(s, path);
@@ -100,7 +100,7 @@ size_t seen_write(char *out, size_t room, char *const argv[], int count, const c
     static struct seen s; /* large: not on the stack */
     struct entry entry;
     s = (struct seen){ .out = out, .room = room, .cwd = cwd, .numbered = numbered };
-    if (!view_entry_as_stat(&entry, cwd) || entry.kind != MANIFEST_DIRECTORY)
+    if (!look_entry_as_stat(&entry, cwd) || entry.kind != MANIFEST_DIRECTORY)
         return 0;
     put(&s, entry);
     for (int i = 1; i < count && s.entries < MOST_ENTRIES; i++)

@@ -15,7 +15,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "coherence/view.h"
+#include "coherence/look.h"
 #include "wrapper/ancestry.h"
 #include "wrapper/decide.h"
 #include "wrapper/reads.h"
@@ -55,7 +55,7 @@ static void add_labels(struct fields_out *out, const char *labels)
 static void look_at_cwd(struct job *job)
 {
     int fd = job->settings->views ? open(job->cwd, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
-    job->traits = fd < 0 ? VIEW_COHERENT : view_traits(fd);
+    job->traits = fd < 0 ? LOOK_COHERENT : look_traits(fd);
     if (fd >= 0)
         close(fd);
 }
@@ -84,7 +84,7 @@ const char *submit_fields(struct job *job, struct fields_out *out)
         fields_add(out, "remote", "1");
     if (s->explain)
         fields_add(out, "explain", "1");
-    if (s->views && !(job->traits & VIEW_COHERENT))
+    if (s->views && !(job->traits & LOOK_COHERENT))
         fields_add(out, "views", "1");
     add_labels(out, s->labels);
     return s->count > DWRAP_MAX_STRINGS ? "it has too many arguments" : add_paths(out, s->command, s->count, job->cwd);
@@ -204,7 +204,7 @@ void views_prepare(struct job *job, struct link *l)
     static char told[READS_TOLD_BYTES];
     if (!job->settings->views)
         return;
-    bool numbered = job->traits & VIEW_NUMBERED;
+    bool numbered = job->traits & LOOK_NUMBERED;
     if (!job->seen_known)
         job->seen_length = seen_write(job->seen, sizeof job->seen, job->settings->command, job->settings->count, job->cwd, numbered);
     job->seen_known = true;

@@ -19,7 +19,7 @@ struct job {
     char id[JOB_ID_BYTES];
     char build[BUILD_BYTES];
     bool stdin_seekable;
-    unsigned traits; /* of the working directory's file system (coherence/view.h) */
+    unsigned traits; /* of the working directory's file system (coherence/look.h) */
 
     /* GO's fields but for job and stamp, gathered while the distributor looks for a slot. */
     char go[GO_FIELDS_BYTES];

@@ -1,4 +1,4 @@
-/* coherence/view.c against a host that believes what it should not: its system calls are answered from a script where a network
+/* coherence/ against a host that believes what it should not: its system calls are answered from a script where a network
  * file system would answer from its cache, and by the kernel elsewhere. Argument: an empty directory. */
 #include <dirent.h>
 #include <errno.h>
@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 /* One name of which the host believes something wrong, and what makes it drop that. */
@@ -21,7 +22,8 @@ static struct {
     bool expired;      /* it says nothing of it until the directory was asked about */
     bool sticky;       /* a question about the directory does not help: the change was within a tick */
 } lie;
-static unsigned asked, made, linked;
+static unsigned asked, made, linked, dropped;
+static time_t passed; /* seconds by which the monotonic clock has gone on */
 
 static long fake_openat2(int directory, const char *name)
 {
@@ -69,12 +71,29 @@ static int fake_fstatfs(int fd, struct statfs *out)
     return result;
 }
 
+static int fake_fadvise(int fd)
+{
+    dropped++;
+    return fcntl(fd, F_GETFD) < 0;
+}
+
+static int fake_clock(clockid_t clock, struct timespec *now)
+{
+    int result = clock_gettime(clock, now);
+    now->tv_sec += clock == CLOCK_MONOTONIC ? passed : 0;
+    return result;
+}
+
+#define posix_fadvise(fd, start, size, advice) fake_fadvise(fd)
+#define clock_gettime(clock, now) fake_clock(clock, now)
 #define syscall(number, directory, name, how, size) ((void)(how), fake_openat2(directory, name))
 #define statx(...) fake_statx(__VA_ARGS__)
 #define mkdirat(...) fake_mkdirat(__VA_ARGS__)
 #define linkat(...) fake_linkat(__VA_ARGS__)
 #define fstatfs(...) fake_fstatfs(__VA_ARGS__)
+#include "coherence/look.c"
 #include "coherence/view.c"
+#include "coherence/refresh.c"
 #undef mkdirat
 #undef linkat
 
@@ -103,7 +122,7 @@ static void add(struct entry entry, const char *path)
 static struct entry seen_at(const char *path, int64_t later)
 {
     struct entry entry;
-    if (!view_entry(&entry, path, false))
+    if (!look_entry(&entry, path, false))
         printf("no entry of %s: %s\n", path, strerror(errno));
     entry.ctime += later;
     return entry;
@@ -321,9 +340,9 @@ static void a_path_that_is_not_there_is_gone(void)
 {
     struct entry entry;
     begin();
-    CHECK(view_entry(&entry, gone, true) && entry.kind == MANIFEST_GONE && entry.ino == 0 && strcmp(entry.path, gone) == 0);
-    CHECK(view_entry(&entry, file, true) && entry.kind == MANIFEST_FILE && entry.size == 3);
-    CHECK(view_entry_as_stat(&entry, sub) && entry.kind == MANIFEST_DIRECTORY);
+    CHECK(look_entry(&entry, gone, true) && entry.kind == MANIFEST_GONE && entry.ino == 0 && strcmp(entry.path, gone) == 0);
+    CHECK(look_entry(&entry, file, true) && entry.kind == MANIFEST_FILE && entry.size == 3);
+    CHECK(look_entry_as_stat(&entry, sub) && entry.kind == MANIFEST_DIRECTORY);
 }
 
 static void a_refresh_counts_what_was_wrong(void)
@@ -336,6 +355,33 @@ static void a_refresh_counts_what_was_wrong(void)
     view_refresh(&view, base, 1); /* names, not questions: the directories come on top */
     CHECK(view.synced < whole);
     view_refresh(&view, gone, 100);
+}
+
+/* How many listings are dropped for an entry of a directory that nothing seems to have changed since. */
+static unsigned drops_for(const char *path)
+{
+    unsigned before = dropped;
+    begin();
+    add(seen_at(path, 0), path);
+    add(seen_at(path, 0), path);
+    CHECK(run(true));
+    CHECK(view.unseen == 0 && asked == 0);
+    return dropped - before;
+}
+
+static void a_listing_is_dropped_until_it_is_newer_than_the_tick(void)
+{
+    CHECK(drops_for(sub) == 1 && drops_for(sub) == 1); /* nothing is known of what others do */
+    view_share();
+    CHECK(drops_for(sub) == 1); /* the first that is told */
+    CHECK(drops_for(sub) == 1); /* read anew within the same second, maybe within the tick */
+    passed += 2;
+    CHECK(drops_for(sub) == 1); /* what is read from here on holds all of that tick */
+    CHECK(drops_for(sub) == 0);
+    passed += 1000000;
+    CHECK(drops_for(sub) == 0);
+    CHECK(chmod(sub, 0700) == 0 && chmod(sub, 0755) == 0); /* its ctime is another */
+    CHECK(drops_for(sub) == 1);
 }
 
 int main(int argc, char **argv)
@@ -356,6 +402,7 @@ int main(int argc, char **argv)
     malformed_pieces();
     a_path_that_is_not_there_is_gone();
     a_refresh_counts_what_was_wrong();
+    a_listing_is_dropped_until_it_is_newer_than_the_tick();
     view_end(&view);
     printf("%u checks, %u failures\n", checks, failures);
     return failures != 0;

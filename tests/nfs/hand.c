@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "coherence/look.h"
 #include "coherence/view.h"
 
 enum { MAX_CONTENT = 1 << 20, MAX_WORDS = 4096 };
@@ -260,7 +261,7 @@ static int tell_entry(const char *path, const char *unused)
     static char text[PATH_MAX + 100];
     struct entry entry;
     (void)unused;
-    if (!view_entry(&entry, path, true) || !entry_write(text, sizeof text, &entry))
+    if (!look_entry(&entry, path, true) || !entry_write(text, sizeof text, &entry))
         return -1;
     printf("entry %s\n", text);
     return 0;

@@ -63,7 +63,7 @@ def compiled(name: str, *flags: str) -> str:
 
 def hand() -> str:
     """The path of the program `hand`."""
-    return compiled("hand", str(HERE.parent.parent / "coherence" / "view.c"))
+    return compiled("hand", *map(str, (HERE.parent.parent / "coherence").glob("*.c")))
 
 
 def with_tree(script: str) -> None:
