@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "nfs"))
 
@@ -102,10 +103,9 @@ def alone(jobs: int, outputs: tuple[str, ...]) -> collections.Counter[str]:
     return asked_meanwhile(before)
 
 
-def milliseconds(records: list[dict[str, object]]) -> tuple[float, float]:
-    """Before and after the command, for each job."""
-    before, after = (sum(float(str(job[name])) for job in records) / len(records) for name in ("revalidate_ms", "flush_ms"))
-    return before, after
+def milliseconds(records: list[dict[str, object]]) -> list[float]:
+    """Before and after the command together, for each job."""
+    return [sum(float(str(job[name])) for name in ("revalidate_ms", "flush_ms")) for job in records]
 
 
 def measure(jobs: int) -> dict[str, object]:
@@ -129,7 +129,8 @@ def measure(jobs: int) -> dict[str, object]:
         "output_more": {op: round((more["many"][op] - more["one"].get(op, 0)) / more_outputs, 2) for op in more["many"]},
         "output": (asked["many"] - asked["one"]) / more_outputs,
         "output_alone": (close_to_open["many"] - close_to_open["one"]) / more_outputs,
-        "job_ms": sum(spent["one"]), "output_ms": (sum(spent["many"]) - sum(spent["one"])) / more_outputs,
+        "job_ms": mean(spent["one"]), "job_least_ms": min(spent["one"]),
+        "output_ms": (mean(spent["many"]) - mean(spent["one"])) / more_outputs,
         "bare_ms": float(bare.stdout), "wall_ms": ours["one"][2] / jobs * 1000,
         "outputs": sorted({str(job["outputs"]) for _, records, _ in ours.values() for job in records}),
     }  # fmt: skip
