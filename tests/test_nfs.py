@@ -7,6 +7,7 @@ which proof needs which lab, and what its line of figures must say. Does not kno
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -95,6 +96,19 @@ def test_single_cases(cases: str, shape: lab.Shape) -> None:
         pytest.skip(f"needs {' '.join(wanting)}: apt-get install")
     status, text = prove("cases", *cases.split(), shape=shape)
     assert status == 0, text
+
+
+def test_an_output_costs_what_its_write_back_costs() -> None:
+    printed = io.StringIO()
+    inside = PROOFS.parent.parent / "benchmarks" / "coherence_inside.py"
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    status = lab.run([sys.executable, str(inside), "--jobs", "20"], timeout=SECONDS, environment=environment, output=printed)
+    assert status == 0, printed.getvalue()
+    told = json.loads(printed.getvalue().splitlines()[-1])
+    print(told)
+    assert told["outputs"] == ["exact"]
+    assert 0 < told["output"] - told["output_alone"] <= 2.2, "the open and the close of the write-back, and no other question"
+    assert told["through"] - told["alone"] < 4, "the same, and what the changed directory costs"
 
 
 def test_a_lab_ends_with_the_status_of_its_command_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
