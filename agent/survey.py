@@ -15,6 +15,7 @@ from dwrap.agent import mounts
 from dwrap.agent.events import Mounted
 
 _MOUNTINFO: Final = "/proc/self/mountinfo"
+_BLIND: Final = "--views never: its jobs see late what other hosts write, and others what they write; start it without"
 log = logging.getLogger("dwrap.agent")
 
 
@@ -61,4 +62,6 @@ class Survey:
             log.warning("the mounts cannot be read: %s", error.strerror)
 
     def _in_words(self, found: mounts.Found) -> Mounted:
-        return Mounted(found.views if self._views == "auto" else self._views == "always", found.mounts, found.flaws)
+        if self._views == "never":
+            return Mounted(False, found.mounts, (*found.flaws, _BLIND) if found.views else found.flaws)
+        return Mounted(found.views or self._views == "always", found.mounts, found.flaws)

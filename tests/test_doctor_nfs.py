@@ -76,6 +76,7 @@ def test_doctor_on_nfs(server: str) -> None:
     told = last["answers"]
     for agent in AGENTS:
         assert told["right"][agent][0].startswith("ok the same tree on /srv/src (nfs"), told["right"]
+        assert any(line.startswith("warn --views never") for line in told["blind"][agent]), told["blind"]
     assert last["found"] == list(AGENTS), told["blind"]
     assert told["elsewhere"]["agent a1"][0].startswith("ok "), told["elsewhere"]
     assert told["elsewhere"]["agent a2"][0].startswith("fail another directory is at /srv/src/tree there"), told["elsewhere"]

@@ -90,6 +90,15 @@ def test_what_the_operator_says_goes_first(kernel: Kernel, views: str, told: boo
     assert Survey(("/srv",), views).first(accept_flaws=False).views == (views == "always")
 
 
+def test_an_agent_that_does_not_look_again_says_so(kernel: Kernel) -> None:
+    kernel.found = Found(True, ("m",), ("f",))
+    assert Survey(("/srv",), "auto").first(accept_flaws=False).flaws == ("f",)
+    first, blind = Survey(("/srv",), "never").first(accept_flaws=False).flaws
+    assert (first, "--views never" in blind, "; " in blind) == ("f", True, True)
+    kernel.found = Found(False)
+    assert Survey(("/srv",), "never").first(accept_flaws=False).flaws == ()
+
+
 def test_wrong_bytes_are_refused_unless_accepted(kernel: Kernel) -> None:
     kernel.found = Found(True, (), ("s:/x: nocto",), "s:/x: nocto")
     with pytest.raises(ValueError, match="nocto"):
