@@ -44,7 +44,7 @@ def show(server: str, told: dict[str, object]) -> None:
     output, output_alone, through, alone, output_ms, job_ms, least, bare = (float(str(told[name])) for name in names)
     label = f"{server}, {told['agents']} agents"
     row(f"questions an output, {label}", f"{output:.1f}", f"without dwrap {output_alone:.1f}", f"≤ {QUESTIONS:g} more",
-        kept=output - output_alone <= QUESTIONS)  # fmt: skip
+        kept=round(output - output_alone, 1) <= QUESTIONS)  # fmt: skip
     more = ", ".join(f"{name} {count:+}" for name, count in dict(told["more"]).items() if abs(count) >= 0.05)  # type: ignore[call-overload]
     row(f"questions a job, its directory changed by others, {label}", f"{through:.1f} ({more})", f"without dwrap {alone:.1f}",
         "no more with 8 agents")  # fmt: skip

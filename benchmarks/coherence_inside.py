@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "nfs"))
 
@@ -129,8 +129,8 @@ def measure(jobs: int) -> dict[str, object]:
         "output_more": {op: round((more["many"][op] - more["one"].get(op, 0)) / more_outputs, 2) for op in more["many"]},
         "output": (asked["many"] - asked["one"]) / more_outputs,
         "output_alone": (close_to_open["many"] - close_to_open["one"]) / more_outputs,
-        "job_ms": mean(spent["one"]), "job_least_ms": min(spent["one"]),
-        "output_ms": (mean(spent["many"]) - mean(spent["one"])) / more_outputs,
+        "job_ms": median(spent["one"]), "job_least_ms": min(spent["one"]),
+        "output_ms": (median(spent["many"]) - median(spent["one"])) / more_outputs,
         "bare_ms": float(bare.stdout), "wall_ms": ours["one"][2] / jobs * 1000,
         "outputs": sorted({str(job["outputs"]) for _, records, _ in ours.values() for job in records}),
     }  # fmt: skip
