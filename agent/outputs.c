@@ -277,7 +277,7 @@ static void write_back(struct work *work, const struct written *output, struct e
     if (fd < 0) {
         if (errno == EACCES || errno == EPERM)
             write_back_all(work, output->path, output->above);
-        (void)look_entry(entry, output->path, false);
+        (void)look_entry_as_stat(entry, output->path);
         return;
     }
     /* EINVAL and EROFS say that there is nothing to write back; every other error is the loss of an output. */
@@ -294,6 +294,8 @@ static void tell_file(struct work *work, const struct written *output, struct en
     if (S_ISREG(kind_of(output->path))) {
         work->result.count++;
         write_back(work, output, entry);
+    } else {
+        (void)look_entry_as_stat(entry, output->path); /* a rename has changed its time on the server */
     }
     if (!tell(work, entry))
         mark_directory(work, output->path, output->above);

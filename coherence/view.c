@@ -55,30 +55,30 @@ static bool ask_directory(struct view *view)
     if (!look(&after, view->directory, "", ASK))
         return false;
     view->changed = after.ctime;
-    bool old = known && (before.ctime != after.ctime || before.mtime != after.mtime);
-    view->relisted |= old; /* the kernel drops it itself when the server tells of a change */
-    return old;
+    return known && (before.ctime != after.ctime || before.mtime != after.mtime);
 }
 
-/* Drops cached pages, of a file's bytes or a directory's listing, without a question: what they were read from may have changed
- * within a tick, and then no number tells. */
-static void drop_pages(int directory, const char *name, int flags)
+/* ---- cached pages ---- */
+
+/* Drops those of a file's bytes or a directory's listing, without a question about them: what they were read from may have changed
+ * within a tick, and then no number tells. False when they may still be there. */
+static bool drop_pages(int directory, const char *name, int flags)
 {
     int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | flags);
     if (fd < 0)
-        return;
-    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        return false;
+    bool done = posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0;
     close(fd);
+    return done;
 }
 
-/* ---- listings ---- */
-
-/* Which directories, as of which change, need no more be dropped: a word for each, shared by the processes of this host that look.
- * A listing that was read within the tick of a change may lack names of that tick. Dropped a second after somebody first told of
- * the change it has been dropped for good: whatever is read later was read after that tick. A word that is lost costs a question. */
+/* Which listings, as of which change of their directory, need no more be dropped: a word for each, shared by the processes of this
+ * host that look. One that was read within the tick of a change may lack names of that tick. Dropped more than a second after
+ * somebody first told of the change it is dropped for good: whatever is read later was read after that tick. A word that is lost
+ * costs a question. */
 enum { LISTINGS = 4096, SECONDS_BITS = 20, PERIOD = (1 << SECONDS_BITS) - 1, SETTLED_SECONDS = 1 };
 
-static _Atomic uint64_t *listings; /* a hash above SECONDS_BITS; below, when it was first told of, or 0: for good */
+static _Atomic uint64_t *listings; /* a hash above SECONDS_BITS; below, when it was first dropped, or 0: for good */
 
 void view_share(void)
 {
@@ -87,31 +87,30 @@ void view_share(void)
         listings = room;
 }
 
-/* Is the listing of this directory, changed at this time, dropped for good? If it is not, that it is dropped now is noted. */
-static bool is_listing_settled(uint64_t identity, int64_t changed)
+/* What a word becomes when the listing is dropped now. Several processes look at once, and their clocks are read in any order. */
+static uint64_t after_drop(uint64_t before, uint64_t key)
 {
     struct timespec clock;
     clock_gettime(CLOCK_MONOTONIC, &clock);
-    uint64_t hash = (identity ^ (uint64_t)changed) * 0x9E3779B97F4A7C15u, key = hash & ~(uint64_t)PERIOD;
-    uint64_t now = (uint64_t)clock.tv_sec % PERIOD + 1;
-    _Atomic uint64_t *word = listings ? &listings[(hash >> SECONDS_BITS) % LISTINGS] : NULL;
-    uint64_t before = word ? atomic_load(word) : 0, first = before & PERIOD;
-    if (!word || (before & ~(uint64_t)PERIOD) != key) {
-        if (word)
-            atomic_store(word, key | now);
-        return false;
-    }
-    if (first != 0 && (now + PERIOD - first) % PERIOD > SETTLED_SECONDS)
-        atomic_store(word, key);
-    return first == 0;
+    uint64_t now = (uint64_t)clock.tv_sec % PERIOD + 1, first = before & PERIOD;
+    if ((before & ~(uint64_t)PERIOD) != key)
+        return key | now;
+    uint64_t elapsed = (now + PERIOD - first) % PERIOD;
+    return elapsed > SETTLED_SECONDS && elapsed < PERIOD / 2 ? key : before;
 }
 
-/* A directory that nothing seems to have changed since the entry. */
+/* A directory in which a name may have come within the tick of its last change, after its listing was read. Noted is only what has
+ * been dropped, and what was known before that. */
 static void relist(struct view *view, int64_t changed)
 {
-    if (!view->relisted && !is_listing_settled(view->identity, changed))
-        drop_pages(view->directory, ".", O_DIRECTORY);
-    view->relisted = true;
+    uint64_t hash = (view->identity ^ (uint64_t)changed) * 0x9E3779B97F4A7C15u, key = hash & ~(uint64_t)PERIOD;
+    _Atomic uint64_t *word = listings ? &listings[(hash >> SECONDS_BITS) % LISTINGS] : NULL;
+    uint64_t before = word ? atomic_load(word) : 0, after = after_drop(before, key);
+    if (view->relisted || (word && before == key))
+        return;
+    view->relisted = drop_pages(view->directory, ".", O_DIRECTORY);
+    if (word && view->relisted)
+        atomic_store(word, after);
 }
 
 static void unseen(struct view *view, const struct entry *entry, bool count)
@@ -332,10 +331,14 @@ static void agree_directory(struct view *view, const struct entry *entry, bool s
         if (!name || !keep_open(view, entry->path) || !look(&here, view->directory, "", CACHED))
             return;
     }
-    if (here.ctime < entry->ctime || (here.ctime == entry->ctime && here.mtime != entry->mtime))
+    int64_t changed = here.ctime;
+    if (here.ctime < entry->ctime || (here.ctime == entry->ctime && here.mtime != entry->mtime)) {
         view->stale += ask_directory(view);
-    else if (here.ctime == entry->ctime)
-        relist(view, here.ctime);
+        changed = view->changed;
+    }
+    /* Also after the question: times that this host's own changes had left old do not tell what its listing was read from. */
+    if (changed == entry->ctime)
+        relist(view, changed);
 }
 
 static bool agree(struct view *view, const void *piece, size_t length, bool strict)

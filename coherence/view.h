@@ -31,7 +31,7 @@ struct view {
     bool asked;        /* the server was asked about it in this view */
     int64_t changed;   /* its ctime as far as known */
     uint64_t identity; /* of path and inode */
-    bool relisted;     /* no listing of it that this host keeps is from before this view */
+    bool relisted;     /* the listing of it that this host kept was dropped in this view */
     bool regular;      /* the name looked at last is a regular file */
     uint64_t known[VIEW_KNOWN]; /* identities of the directories that were asked about, the newest of them */
     unsigned known_count;

@@ -84,6 +84,17 @@ static int fake_clock(clockid_t clock, struct timespec *now)
     return result;
 }
 
+static bool closed; /* to this user: no listing can be read */
+
+static int fake_openat(int directory, const char *name, int flags)
+{
+    if (!closed || strcmp(name, ".") != 0)
+        return openat(directory, name, flags);
+    errno = EACCES;
+    return -1;
+}
+
+#define openat(directory, name, flags) fake_openat(directory, name, flags)
 #define posix_fadvise(fd, start, size, advice) fake_fadvise(fd)
 #define clock_gettime(clock, now) fake_clock(clock, now)
 #define syscall(number, directory, name, how, size) ((void)(how), fake_openat2(directory, name))
@@ -375,13 +386,30 @@ static void a_listing_is_dropped_until_it_is_newer_than_the_tick(void)
     view_share();
     CHECK(drops_for(sub) == 1); /* the first that is told */
     CHECK(drops_for(sub) == 1); /* read anew within the same second, maybe within the tick */
-    passed += 2;
+    passed -= 1;
+    CHECK(drops_for(sub) == 1); /* another process has read its clock before */
+    passed += 3;
+    closed = true;
+    CHECK(drops_for(sub) == 0); /* what could not be dropped is not noted */
+    closed = false;
     CHECK(drops_for(sub) == 1); /* what is read from here on holds all of that tick */
     CHECK(drops_for(sub) == 0);
     passed += 1000000;
     CHECK(drops_for(sub) == 0);
     CHECK(chmod(sub, 0700) == 0 && chmod(sub, 0755) == 0); /* its ctime is another */
     CHECK(drops_for(sub) == 1);
+}
+
+static void a_listing_is_dropped_also_after_a_question(void)
+{
+    unsigned before = dropped;
+    begin();
+    struct entry entry = seen_at(sub, 0);
+    entry.mtime++;
+    add(entry, sub);
+    add(entry, sub);
+    CHECK(run(true));
+    CHECK(asked == 1 && dropped == before + 1);
 }
 
 int main(int argc, char **argv)
@@ -403,6 +431,7 @@ int main(int argc, char **argv)
     a_path_that_is_not_there_is_gone();
     a_refresh_counts_what_was_wrong();
     a_listing_is_dropped_until_it_is_newer_than_the_tick();
+    a_listing_is_dropped_also_after_a_question();
     view_end(&view);
     printf("%u checks, %u failures\n", checks, failures);
     return failures != 0;
