@@ -216,7 +216,7 @@ static void look_at_file(const char *path, const struct stat *seen)
         close(fd);
 }
 
-static int look(const char *path, const char *unused)
+static int look_at(const char *path, const char *unused)
 {
     (void)unused;
     struct stat seen;
@@ -311,7 +311,7 @@ static const struct act {
     { "point", point, true, false },           { "chmod", change_mode, true, false },
     { "touch", touch, false, false },          { "remove", remove_file, false, false },
     { "mkdir", make_directory, false, false }, { "rmdir", remove_directory, false, false },
-    { "look", look, false, true },             { "list", list, false, true },
+    { "look", look_at, false, true },            { "list", list, false, true },
     { "entry", tell_entry, false, true },      { "agree", agree, false, true },
     { "refresh", refresh, false, true },
 };
