@@ -45,7 +45,8 @@ def show(server: str, told: dict[str, object]) -> None:
     label = f"{server}, {told['agents']} agents"
     row(f"questions an output, {label}", f"{output:.1f}", f"without dwrap {output_alone:.1f}", f"≤ {QUESTIONS:g} more",
         kept=round(output - output_alone, 1) <= QUESTIONS)  # fmt: skip
-    more = ", ".join(f"{name} {count:+}" for name, count in dict(told["more"]).items() if abs(count) >= 0.05)  # type: ignore[call-overload]
+    counts = told["more"] if isinstance(told["more"], dict) else {}
+    more = ", ".join(f"{name} {count:+}" for name, count in counts.items() if abs(count) >= 0.05)
     row(f"questions a job, its directory changed by others, {label}", f"{through:.1f} ({more})", f"without dwrap {alone:.1f}",
         "no more with 8 agents")  # fmt: skip
     row(f"ms an output, {label}", f"{output_ms:.2f} (a job with one: {job_ms:.1f}, at least {least:.0f})", f"open + fsync {bare:.2f}",
