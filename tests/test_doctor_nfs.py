@@ -43,7 +43,9 @@ def blind_diagnosis(farm: hosts.Farm, tree: Path) -> tuple[dict[str, list[str]],
     found: set[str] = set()
     for _ in range(TRIES):
         told = diagnosis(farm, tree)
-        found |= {agent for agent in AGENTS if told[agent][0].startswith(BLIND)}
+        blind = {agent for agent in AGENTS if told[agent][0].startswith(BLIND)}
+        assert told["status"] == (["1"] if blind else ["0"]), told
+        found |= blind
         if len(found) == len(AGENTS):
             break
     return told, sorted(found)

@@ -99,16 +99,12 @@ def test_single_cases(cases: str, shape: lab.Shape) -> None:
 
 
 def test_an_output_costs_what_its_write_back_costs() -> None:
-    printed = io.StringIO()
-    inside = PROOFS.parent.parent / "benchmarks" / "coherence_inside.py"
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    status = lab.run([sys.executable, str(inside), "--jobs", "20"], timeout=SECONDS, environment=environment, output=printed)
-    assert status == 0, printed.getvalue()
-    told = json.loads(printed.getvalue().splitlines()[-1])
-    print(told)
+    status, text = prove("../../benchmarks/coherence_inside", "--jobs", "20", shape=lab.Shape())
+    assert status == 0, text
+    told = json.loads(text.splitlines()[-1])
     assert told["outputs"] == ["exact"]
     assert 0 < told["output"] - told["output_alone"] <= 2.2, "the open and the close of the write-back, and no other question"
-    assert told["through"] - told["alone"] < 5, "the same, and three questions about the directory that others have changed"
+    assert told["through"] - told["alone"] < 5, "the same, and two about the directory that others have changed"
 
 
 def test_a_lab_ends_with_the_status_of_its_command_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
