@@ -28,6 +28,8 @@ class Kind(IntEnum):
     ENDED = 8
     APPLIED = 9
     MANIFEST = 10
+    MADE = 11
+    NOTED = 12
 
 
 # ---- events
@@ -87,6 +89,17 @@ class Mounted:
 
 
 @dataclass(frozen=True, slots=True)
+class News:
+    """What has come to light of incarnations before this one: those whose last process is gone (in no News before), and of each
+    attempt of theirs whose RESULT waits: whose it was (uid), RESULT's fields from the runner, its entries. `leftover` process trees live.
+    """
+
+    former: tuple[str, ...]
+    results: tuple[tuple[Key, int, bytes, bytes], ...]
+    leftover: int
+
+
+@dataclass(frozen=True, slots=True)
 class DrainAsked:
     """The operator wants the agent to finish and leave."""
 
@@ -96,7 +109,7 @@ class StopAsked:
     """The operator wants the agent to end now, and its jobs with it."""
 
 
-Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | Mounted | DrainAsked | StopAsked
+Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | Mounted | News | DrainAsked | StopAsked
 
 # ---- actions
 
@@ -138,6 +151,20 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """The runners may go on until then, on the session's clock."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The attempt's RESULT has arrived, or it was never started: nothing of it need outlive this process any more."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """A line for the log."""
 
@@ -158,4 +185,4 @@ class Quit:
     reason: str = ""
 
 
-Action = Send | Start | Tell | Log | Ready | Quit
+Action = Send | Start | Tell | Lease | Forget | Log | Ready | Quit
