@@ -193,7 +193,7 @@ def test_a_frozen_distributor_before_go(dwrap: Wrapper) -> None:
     def behave(connection: socket.socket) -> None:
         connection.sendall(GREETING + READY)
         data = b""
-        while b"job=" not in data or b"\0cwd" not in data:
+        while len(data.partition(b"job=")[2]) < 32:
             data += connection.recv(65536)
         job = data.partition(b"job=")[2][:32]
         fields = b"job=" + job + b"\0ahead=1\0"

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SILENT_SECONDS = 5, NAME_SECONDS = 60, READS_SECONDS = 86400, LOCK_TRIES = 25 };
+enum { SILENT_SECONDS = 5, ALIVE_SECONDS = 60, ALIVE_AGAIN_SECONDS = 20, NAME_SECONDS = 60, READS_SECONDS = 86400, LOCK_TRIES = 25 };
 
 static char directory[4096];
 static bool silent_known; /* the address at hand had a file when we looked */
@@ -116,6 +116,33 @@ void memory_forget_silent(const char *address)
     if (silent_known && file_name("silent", address, path, sizeof path))
         unlink(path);
     silent_known = false;
+}
+
+bool memory_is_alive(const char *address)
+{
+    char path[sizeof directory + 300];
+    struct stat st;
+    return file_name("alive", address, path, sizeof path) && stat(path, &st) == 0 && is_fresh(&st, ALIVE_SECONDS) && directory_is_ours();
+}
+
+void memory_mark_alive(const char *address)
+{
+    char path[sizeof directory + 300];
+    struct stat st;
+    if (!file_name("alive", address, path, sizeof path) || (stat(path, &st) == 0 && is_fresh(&st, ALIVE_AGAIN_SECONDS)) || !directory_exists())
+        return; /* mostly it is one look */
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return;
+    futimens(fd, NULL);
+    close(fd);
+}
+
+void memory_forget_alive(const char *address)
+{
+    char path[sizeof directory + 300];
+    if (file_name("alive", address, path, sizeof path))
+        unlink(path);
 }
 
 /* The bytes of a file that is not older than `seconds`; 0: there are none. */

@@ -1,4 +1,4 @@
-/* What wrappers of one user remember for each other: distributors that were silent, names that were resolved, a warning
+/* What wrappers of one user remember for each other: distributors that were silent or alive, names that were resolved, a warning
  * that was given, the directories that a build reads from. Small files in $XDG_RUNTIME_DIR/dwrap or /tmp/dwrap-UID, a directory that counts only when it is
  * ours and closed to others. Everything here is a hint: losing it costs time, never a result. */
 #ifndef DWRAP_MEMORY_H
@@ -16,6 +16,11 @@ void memory_mark_silent(const char *address);
 
 /* It has answered: forgets it. Costs nothing when it was not remembered. */
 void memory_forget_silent(const char *address);
+
+/* Did this address answer some wrapper in the last minute? */
+bool memory_is_alive(const char *address);
+void memory_mark_alive(const char *address);
+void memory_forget_alive(const char *address);
 
 /* The text kept for a name less than a minute ago. */
 bool memory_recall_name(const char *name, char *text, size_t size);

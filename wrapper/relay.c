@@ -1,8 +1,8 @@
 /* The loop between GO and the end; see relay.h.
  *
  * It always reads its socket: the distributor is never made to wait for our reader, since no more output is under way
- * than the credit that was given, and the ring of each stream holds that much. Everything that a reattachment would have
- * to know (offsets received and sent, limits) is in `struct relay`.
+ * than the credit that was given, and the ring of each stream holds that much. A connection that breaks is made anew (attach.c), and
+ * the attempt goes on at the right byte (attempt.c).
  * Does not know how a job is placed, or what happens after its end. */
 #include "wrapper/relay.h"
 
@@ -11,36 +11,30 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "coherence/view.h"
+#include "wrapper/attach.h"
+#include "wrapper/attempt.h"
 #include "wrapper/reads.h"
+#include "wrapper/undo.h"
 
 enum {
-    CREDIT_STEP = DWRAP_INITIAL_OUTPUT_CREDIT / 2, /* credit is renewed in pieces of this size */
-    SIGNAL_PATIENCE_MS = 2000,                     /* after a deadly signal, when nothing is heard any more */
-    ANSWER_MS = 1000,                              /* within which a PING is answered by whoever lives */
+    SIGNAL_PATIENCE_MS = 2000, /* after a deadly signal, when nothing is heard any more */
+    ANSWER_MS = 1000,          /* within which a PING is answered by whoever lives */
+    SILENT_MS = 5000,          /* without an answer, after which a new connection is worth a try */
     STOP_FLUSH_MS = 200,
 };
 
 enum { ON_LINK, ON_SIGNAL, ON_STDIN, ON_STDOUT, ON_STDERR, POLLED };
-
-struct output {
-    struct sink sink;
-    const char *name;
-    uint64_t limit; /* the credit given */
-    bool closed;    /* CLOSE was sent */
-    bool expected;  /* the command's stream comes here */
-};
 
 struct relay {
     struct link *link;
     struct job *job;
     struct signals *signals;
     struct ending *ending;
-    struct source in;
-    struct output *out; /* two */
+    struct attempt *attempt;
+    struct absence absence;
     bool over;          /* the ending is known */
     bool resulted;      /* it came as a RESULT, which wants an ACK */
     bool viewed;        /* a MANIFEST came */
@@ -51,37 +45,7 @@ struct relay {
 
 static struct view view; /* large: not on the stack */
 
-static const int forwarded[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH, SIGTSTP };
-
-void signals_take(struct signals *signals)
-{
-    sigset_t taken, blocked;
-    sigemptyset(&taken);
-    sigprocmask(SIG_BLOCK, NULL, &signals->inherited);
-    for (size_t i = 0; i < sizeof forwarded / sizeof forwarded[0]; i++) {
-        struct sigaction action;
-        sigaction(forwarded[i], NULL, &action);
-        if (action.sa_handler != SIG_IGN && !sigismember(&signals->inherited, forwarded[i]))
-            sigaddset(&taken, forwarded[i]);
-    }
-    blocked = taken;
-    sigaddset(&blocked, SIGPIPE); /* a reader that left is an error to us, and a CLOSE to the command */
-    sigprocmask(SIG_BLOCK, &blocked, NULL);
-    signals->fd = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
-void signals_restore(const struct signals *signals)
-{
-    struct timespec now = { 0 };
-    sigset_t pipe_only;
-    sigemptyset(&pipe_only);
-    sigaddset(&pipe_only, SIGPIPE);
-    if (!sigismember(&signals->inherited, SIGPIPE))
-        while (sigtimedwait(&pipe_only, NULL, &now) > 0)
-            continue; /* ours, not the command's */
-    close(signals->fd);
-    sigprocmask(SIG_SETMASK, &signals->inherited, NULL);
-}
+static const char other_output[] = "it was run again after an agent was lost, and did not print the same; look at its outputs, then run it again";
 
 static void end(struct relay *r, enum ending_kind kind, const char *reason)
 {
@@ -90,110 +54,64 @@ static void end(struct relay *r, enum ending_kind kind, const char *reason)
     snprintf(r->ending->reason, sizeof r->ending->reason, "%s", reason);
 }
 
-/* After the connection is of no use any more. */
+static void end_by_signal(struct relay *r)
+{
+    end(r, ENDED_BY_SIGNAL, "nobody answers");
+    r->ending->status = r->deadly;
+}
+
+/* What became of the command cannot be told any more. */
 static void end_broken(struct relay *r)
 {
     char reason[REASON_BYTES];
     snprintf(reason, sizeof reason, "the connection to %s is lost: %.600s; %s may have run or not: look at its outputs, then run it again",
              r->link->name, r->link->why, r->job->name);
-    end(r, ENDED_UNKNOWN, reason);
-    if (!r->deadly)
-        return;
-    r->ending->kind = ENDED_BY_SIGNAL;
-    r->ending->status = r->deadly;
+    if (r->deadly)
+        end_by_signal(r);
+    else
+        end(r, ENDED_UNKNOWN, reason);
 }
 
-/* Queues a message about this job. */
-static void tell(struct relay *r, const char *verb, struct fields_out *fields, const void *data, size_t length)
+/* The connection is of no use any more. A distributor that does not count attempts knows of no other one. */
+static void lose(struct relay *r, int64_t silent_ms)
 {
-    if (r->over || link_queue(r->link, verb, fields, data, length))
-        return;
-    snprintf(r->link->why, sizeof r->link->why, "it does not read any more");
-    end_broken(r);
+    r->viewed = r->malformed = false; /* what was told of it is told again */
+    attempt_detach(r->attempt);
+    absence_begin(&r->absence, r->link, silent_ms);
+    if (r->attempt->number == 0)
+        end_broken(r);
 }
 
-static struct fields_out about(const struct relay *r, char *buffer, size_t size)
+/* While the connection is away: tries to get another one. */
+static void come_back(struct relay *r)
 {
-    struct fields_out fields = fields_into(buffer, size);
-    fields_add(&fields, "job", r->job->id);
-    return fields;
-}
-
-static void send_credit(struct relay *r, struct output *o)
-{
-    char buffer[160];
-    uint64_t limit = o->sink.written + DWRAP_INITIAL_OUTPUT_CREDIT;
-    if (limit - o->limit < CREDIT_STEP || o->sink.broken)
-        return;
-    struct fields_out fields = about(r, buffer, sizeof buffer);
-    fields_add(&fields, "stream", o->name);
-    fields_addf(&fields, "limit", "%llu", (unsigned long long)limit);
-    tell(r, "CREDIT", &fields, NULL, 0);
-    o->limit = limit;
-}
-
-static void send_close(struct relay *r, struct output *o)
-{
-    char buffer[160];
-    if (!o->sink.broken || o->closed)
-        return;
-    struct fields_out fields = about(r, buffer, sizeof buffer);
-    fields_add(&fields, "stream", o->name);
-    tell(r, "CLOSE", &fields, NULL, 0);
-    o->closed = true;
-}
-
-static void send_signal(struct relay *r, int number)
-{
-    char buffer[160];
-    struct fields_out fields = about(r, buffer, sizeof buffer);
-    fields_addf(&fields, "signal", "%d", number);
-    tell(r, "SIGNAL", &fields, NULL, 0);
-}
-
-static void send_input(struct relay *r)
-{
-    static char data[DWRAP_MAX_DATA_BYTES];
-    char buffer[160];
-    uint64_t offset = r->in.sent;
-    size_t length = source_read(&r->in, data, sizeof data);
-    if (length == 0 && !r->in.ended)
-        return;
-    struct fields_out fields = about(r, buffer, sizeof buffer);
-    fields_addf(&fields, "offset", "%llu", (unsigned long long)offset);
-    if (r->in.ended)
-        fields_add(&fields, "eof", "1");
-    tell(r, "INPUT", &fields, data, length);
+    if (absence_try(&r->absence, r->link))
+        attempt_attach(r->attempt);
+    else if (r->deadly && now_ms() - r->deadly_ms >= SIGNAL_PATIENCE_MS)
+        end_by_signal(r);
+    else if (absence_is_too_long(&r->absence, 0))
+        end_broken(r);
 }
 
 static void take_output(struct relay *r, const struct message *m)
 {
-    const char *stream = fields_get(m->fields, "stream");
-    uint64_t offset;
-    struct output *o = stream && strcmp(stream, "stdout") == 0 ? &r->out[0] : stream && strcmp(stream, "stderr") == 0 ? &r->out[1] : NULL;
-    if (!o || !field_number(fields_get(m->fields, "offset"), &offset) || !sink_take(&o->sink, offset, m->data, m->data_length)) {
+    switch (attempt_take_output(r->attempt, m)) {
+    case TAKEN:
+        break;
+    case TAKEN_WRONG:
         snprintf(r->link->why, sizeof r->link->why, "it sent output that nobody asked for");
         end_broken(r);
-        return;
+        break;
+    case TAKEN_DIFFERS:
+        end(r, ENDED_UNKNOWN, other_output);
+        break;
     }
-    send_credit(r, o);
-    send_close(r, o);
 }
 
-/* Was more said to have been printed than has come? */
-static bool is_incomplete(const struct relay *r, const struct message *m)
+static void take_credit(struct relay *r, const struct message *m)
 {
-    static const char *const fields[2] = { "stdout_bytes", "stderr_bytes" };
-    for (int i = 0; i < 2; i++)
-        if (r->out[i].expected && !r->out[i].sink.broken && fields_number(m->fields, fields[i], 0) > r->out[i].sink.received)
-            return true;
-    return false;
-}
-
-/* Nothing of an attempt was seen here: no output, no input that cannot be given back. */
-static bool is_untouched(const struct relay *r)
-{
-    return r->out[0].sink.received == 0 && r->out[1].sink.received == 0 && (r->in.sent == 0 || r->in.seekable);
+    if (!attempt_take_credit(r->attempt, m))
+        end(r, ENDED_UNKNOWN, "a part of its input was lost with a connection, and cannot be read again; run it again");
 }
 
 /* What the command wrote must be seen here before its end is told. */
@@ -230,25 +148,27 @@ static void judge_view(struct relay *r)
 static void take_result(struct relay *r, const struct message *m)
 {
     struct ending *e = r->ending;
-    r->resulted = true;
     const char *error = fields_get(m->fields, "error"), *reason = fields_get(m->fields, "reason"), *agent = fields_get(m->more, "agent");
     uint64_t status = UINT64_MAX;
+    r->resulted = true;
     snprintf(e->agent, sizeof e->agent, "%s", agent ? agent : "an agent");
     e->queued_ms = fields_number(m->more, "queued_ms", 0);
     e->run_ms = fields_number(m->fields, "run_ms", 0);
     e->flush_ms = fields_number(m->fields, "flush_ms", 0);
-    source_give_back(&r->in, fields_number(m->fields, "stdin_taken", error ? 0 : r->in.sent));
+    source_give_back(&r->attempt->in, fields_number(m->fields, "stdin_taken", error ? 0 : r->attempt->in.sent));
     if (!reason)
         reason = "no reason was given";
-    if (error)
+    if (attempt_is_incomplete(r->attempt, m))
+        end(r, ENDED_UNKNOWN, "a part of the command's output is lost; run it again");
+    else if (attempt_fell_short(r->attempt))
+        end(r, ENDED_UNKNOWN, other_output);
+    else if (error)
         end(r, strcmp(error, "not_found") == 0        ? ENDED_NOT_FOUND
                : strcmp(error, "not_executable") == 0 ? ENDED_NOT_EXECUTABLE
-               : strcmp(error, "cwd") == 0 && is_untouched(r) ? ENDED_NEVER_RAN
+               : strcmp(error, "cwd") == 0 && attempt_is_untouched(r->attempt) ? ENDED_NEVER_RAN
                                                       : ENDED_UNKNOWN, reason);
     else if (!field_number(fields_get(m->fields, "status"), &status) || status > 0xffff)
         end(r, ENDED_UNKNOWN, "the result holds no status; update dwrap on this machine or on the agent");
-    else if (is_incomplete(r, m))
-        end(r, ENDED_UNKNOWN, "a part of the command's output is lost; run it again");
     else
         end(r, ENDED_STATUS, "");
     e->status = (int)(status & 0xffff);
@@ -257,74 +177,111 @@ static void take_result(struct relay *r, const struct message *m)
         reads_keep(r->job->build);
 }
 
-static void take_failure(struct relay *r, const char *reason, bool safe)
+/* No result will come. It may run here when nothing of it was seen, and once nothing of it is left. */
+static void take_failure(struct relay *r, const struct message *m, bool safe)
 {
-    source_give_back(&r->in, 0);
-    end(r, r->deadly ? ENDED_BY_SIGNAL : safe && is_untouched(r) ? ENDED_NEVER_RAN : ENDED_UNKNOWN, reason ? reason : "no reason was given");
-    r->ending->status = r->deadly;
+    const char *reason = fields_get(m->fields, "reason"), *left;
+    source_give_back(&r->attempt->in, 0);
+    if (r->deadly) {
+        end_by_signal(r);
+    } else if (!safe || !attempt_is_untouched(r->attempt)) {
+        end(r, ENDED_UNKNOWN, reason ? reason : "no reason was given");
+    } else if ((left = undo_names(m->fields))) {
+        int why = errno;
+        end(r, ENDED_UNKNOWN, "");
+        snprintf(r->ending->reason, sizeof r->ending->reason, "%.200s, and %.700s, which it had made, cannot be removed: %s; remove it, then run it again",
+                 reason ? reason : "no reason was given", left, strerror(why));
+    } else {
+        end(r, ENDED_NEVER_RAN, reason ? reason : "no reason was given");
+    }
 }
 
-/* A GO that did not go whole is none, and an earlier one is void once there is a new OFFER. */
-static void answer_offer(struct relay *r, const char *stamp, bool views)
+/* It is to be run anew: an earlier GO is void, or its attempt is lost and will never be heard of again. */
+static void answer_offer(struct relay *r, const struct message *m, const char *stamp)
 {
-    if (views)
-        views_prepare(r->job, r->link);
-    if (go_send(r->link, r->job, stamp, &r->signals->inherited) != LINK_FINE)
-        end(r, is_untouched(r) ? ENDED_NEVER_RAN : ENDED_UNKNOWN, "the connection broke before the command was handed over");
+    const char *why = r->deadly ? NULL : attempt_restart(r->attempt, fields_number(m->fields, "attempt", 0));
+    if (r->deadly) {
+        end_by_signal(r);
+    } else if (why) {
+        end(r, ENDED_UNKNOWN, "");
+        snprintf(r->ending->reason, sizeof r->ending->reason, "its agent is lost, and it is not run again because %s; look at its outputs, then run it again", why);
+    } else {
+        r->viewed = r->malformed = false;
+        if (fields_number(m->fields, "views", 0) == 1)
+            views_prepare(r->job, r->link);
+        if (go_send(r->link, r->job, stamp, &r->signals->inherited) == LINK_FINE)
+            attempt_started(r->attempt);
+        else
+            lose(r, 0);
+    }
+}
+
+/* ATTACH again: it lacked the proof of who we are, or an agent that could answer it. */
+static void take_request(struct relay *r, const char *stamp)
+{
+    if (stamp)
+        snprintf(r->attempt->stamp, sizeof r->attempt->stamp, "%s", stamp);
+    attempt_attach(r->attempt);
+}
+
+/* Of this job, and of no attempt but the one at hand? */
+static bool is_ours(const struct relay *r, const struct message *m)
+{
+    const char *id = fields_get(m->fields, "job");
+    uint64_t ours = r->attempt->number;
+    if (id && strcmp(id, r->job->id) != 0)
+        return false;
+    return ours == 0 || strcmp(m->verb, "OFFER") == 0 || fields_number(m->fields, "attempt", ours) == ours;
 }
 
 static void take_message(struct relay *r, const struct message *m)
 {
-    const char *id = fields_get(m->fields, "job"), *reason = fields_get(m->fields, "reason");
-    if (id && strcmp(id, r->job->id) != 0)
-        return;
-    if (strcmp(m->verb, "OUTPUT") == 0) {
+    const char *stamp = fields_get(m->fields, "stamp");
+    if (stamp && strlen(stamp) >= STAMP_BYTES)
+        stamp = NULL;
+    if (strcmp(m->verb, "OUTPUT") == 0)
         take_output(r, m);
-    } else if (strcmp(m->verb, "CREDIT") == 0) {
-        uint64_t limit = fields_number(m->fields, "limit", 0);
-        if (limit > r->in.limit)
-            r->in.limit = limit;
-    } else if (strcmp(m->verb, "RESULT") == 0) {
+    else if (strcmp(m->verb, "CREDIT") == 0)
+        take_credit(r, m);
+    else if (strcmp(m->verb, "RESULT") == 0)
         take_result(r, m);
-    } else if (strcmp(m->verb, "FAILED") == 0) {
-        take_failure(r, reason, fields_number(m->fields, "safe", 0) == 1);
-    } else if (strcmp(m->verb, "HERE") == 0 || strcmp(m->verb, "UNAVAILABLE") == 0) {
-        take_failure(r, reason, true); /* our GO came too late, and meanwhile nobody may take it any more */
-    } else if (strcmp(m->verb, "REFUSED") == 0) {
-        take_failure(r, reason, false);
-    } else if (strcmp(m->verb, "OFFER") == 0 && fields_get(m->fields, "stamp")) {
-        answer_offer(r, fields_get(m->fields, "stamp"), fields_number(m->fields, "views", 0) == 1);
-    } else if (strcmp(m->verb, "MANIFEST") == 0) {
+    else if (strcmp(m->verb, "FAILED") == 0)
+        take_failure(r, m, fields_number(m->fields, "safe", 0) == 1);
+    else if (strcmp(m->verb, "HERE") == 0 || strcmp(m->verb, "UNAVAILABLE") == 0)
+        take_failure(r, m, true); /* our GO came too late, and meanwhile nobody may take it any more */
+    else if (strcmp(m->verb, "REFUSED") == 0)
+        take_failure(r, m, false);
+    else if (strcmp(m->verb, "OFFER") == 0 && stamp)
+        answer_offer(r, m, stamp);
+    else if ((strcmp(m->verb, "PROVE") == 0 && stamp) || strcmp(m->verb, "RESUME") == 0)
+        take_request(r, stamp);
+    else if (strcmp(m->verb, "MANIFEST") == 0)
         take_manifest(r, m);
-    }
 }
 
 static void take_messages(struct relay *r)
 {
     struct message m;
     enum link_status status = link_receive(r->link);
-    while (status == LINK_FINE && !r->over && link_next(r->link, &m, &status))
+    while (status == LINK_FINE && !r->over && r->link->fd >= 0 && link_next(r->link, &m, &status)) {
+        if (!is_ours(r, &m))
+            continue;
+        absence_end(&r->absence);
         take_message(r, &m);
+    }
     if (status != LINK_FINE && !r->over)
-        end_broken(r);
+        lose(r, 0);
 }
 
-/* Stops as the command was told to, by the signal itself: shells tell it from SIGSTOP, and the kernel drops it where nobody
- * could continue us. The message must be gone before. Then the command continues too, also when no SIGCONT of ours tells. */
+/* Stops as the command was told to; the message must be gone before. Then the command continues too. */
 static void stop_here(struct relay *r)
 {
-    sigset_t stop, pending;
     int64_t deadline = now_ms() + STOP_FLUSH_MS;
     struct pollfd waiting = { .fd = r->link->fd, .events = POLLOUT };
-    while (link_flush(r->link) == LINK_FINE && r->link->out_end > 0 && now_ms() < deadline)
+    while (r->link->fd >= 0 && link_flush(r->link) == LINK_FINE && r->link->out_end > 0 && now_ms() < deadline)
         poll(&waiting, 1, STOP_FLUSH_MS);
-    sigemptyset(&stop);
-    sigaddset(&stop, SIGTSTP);
-    kill(getpid(), SIGTSTP);
-    sigprocmask(SIG_UNBLOCK, &stop, NULL);
-    sigprocmask(SIG_BLOCK, &stop, NULL);
-    if (sigpending(&pending) == 0 && !sigismember(&pending, SIGCONT))
-        send_signal(r, SIGCONT);
+    if (signals_stop_here() && !r->over)
+        attempt_pass_signal(r->attempt, SIGCONT);
 }
 
 static void take_signals(struct relay *r)
@@ -332,10 +289,11 @@ static void take_signals(struct relay *r)
     struct signalfd_siginfo info;
     while (read(r->signals->fd, &info, sizeof info) == sizeof info) {
         int number = (int)info.ssi_signo;
-        send_signal(r, number);
+        if (!r->over)
+            attempt_pass_signal(r->attempt, number);
         if (number == SIGTSTP) {
             stop_here(r);
-        } else if (number == SIGINT || number == SIGTERM || number == SIGHUP || number == SIGQUIT) {
+        } else if (signal_is_deadly(number)) {
             if (!r->deadly)
                 r->deadly_ms = now_ms();
             r->deadly = number;
@@ -343,14 +301,17 @@ static void take_signals(struct relay *r)
     }
 }
 
-static void judge_silence(struct relay *r, int64_t now)
+static void judge_silence(struct relay *r)
 {
-    int64_t silent = link_silence_ms(r->link, now), patience = r->job->settings->patience_ms;
+    int64_t now = now_ms(), silent = link_silence_ms(r->link, now), patience = r->job->settings->patience_ms;
+    int64_t most = patience < ANSWER_MS ? ANSWER_MS : patience < SILENT_MS ? patience : SILENT_MS;
     if (r->deadly && silent >= ANSWER_MS && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
-        end(r, ENDED_BY_SIGNAL, "nobody answers");
-        r->ending->status = r->deadly;
-    } else if (silent >= (patience > ANSWER_MS ? patience : ANSWER_MS)) {
+        end_by_signal(r);
+    } else if (silent >= most) {
         snprintf(r->link->why, sizeof r->link->why, "nothing was heard for %lld s", (long long)(now - r->link->heard_ms) / 1000);
+        lose(r, silent);
+    } else if (r->absence.away && absence_is_too_long(&r->absence, ANSWER_MS)) {
+        snprintf(r->link->why, sizeof r->link->why, "it does not know the command any more");
         end_broken(r);
     }
 }
@@ -358,17 +319,36 @@ static void judge_silence(struct relay *r, int64_t now)
 /* Waits for whatever comes first. Once the ending is known only the sinks and signals count. */
 static void wait_for_events(struct relay *r, struct pollfd polled[POLLED])
 {
-    polled[ON_LINK] = (struct pollfd){ .fd = r->over ? -1 : r->link->fd, .events = r->link->out_end > 0 ? POLLIN | POLLOUT : POLLIN };
+    struct link *l = r->link;
+    bool connected = !r->over && l->fd >= 0;
+    polled[ON_LINK] = (struct pollfd){ .fd = connected ? l->fd : -1, .events = l->out_end > 0 ? POLLIN | POLLOUT : POLLIN };
     polled[ON_SIGNAL] = (struct pollfd){ .fd = r->signals->fd, .events = POLLIN };
-    bool wanted = !r->over && link_room(r->link) > 2 * DWRAP_MAX_DATA_BYTES && source_is_wanted(&r->in);
-    polled[ON_STDIN] = (struct pollfd){ .fd = wanted ? r->in.stream.fd : -1, .events = POLLIN };
+    bool wanted = connected && link_room(l) > 2 * DWRAP_MAX_DATA_BYTES && source_is_wanted(&r->attempt->in);
+    polled[ON_STDIN] = (struct pollfd){ .fd = wanted ? r->attempt->in.stream.fd : -1, .events = POLLIN };
     for (int i = 0; i < 2; i++) {
-        const struct sink *s = &r->out[i].sink;
+        const struct sink *s = &r->attempt->out[i].sink;
         polled[ON_STDOUT + i] = (struct pollfd){ .fd = sink_is_empty(s) ? -1 : s->stream.fd, .events = POLLOUT };
     }
-    if (poll(polled, POLLED, PING_AFTER_MS) < 0)
+    if (poll(polled, POLLED, connected || r->over ? PING_AFTER_MS : (int)absence_pause_ms(&r->absence)) < 0)
         for (int i = 0; i < POLLED; i++)
             polled[i].revents = 0;
+}
+
+/* What the connection itself needs, once everything that came was taken. */
+static void look_after_link(struct relay *r)
+{
+    if (r->link->fd < 0) {
+        come_back(r);
+        return;
+    }
+    judge_silence(r);
+    if (r->over || r->link->fd < 0)
+        return;
+    link_keep_alive(r->link, now_ms());
+    if (r->attempt->clogged)
+        snprintf(r->link->why, sizeof r->link->why, "it does not read any more");
+    if (r->attempt->clogged || link_flush(r->link) != LINK_FINE)
+        lose(r, 0);
 }
 
 static void step(struct relay *r)
@@ -380,26 +360,19 @@ static void step(struct relay *r)
     if (polled[ON_SIGNAL].revents)
         take_signals(r);
     if (polled[ON_STDIN].revents && !r->over)
-        send_input(r);
-    for (int i = 0; i < 2; i++) {
-        if (!polled[ON_STDOUT + i].revents)
-            continue;
-        sink_write(&r->out[i].sink);
-        send_credit(r, &r->out[i]);
-        send_close(r, &r->out[i]);
-    }
-    if (r->over)
-        return;
-    int64_t now = now_ms();
-    judge_silence(r, now);
-    link_keep_alive(r->link, now);
-    if (!r->over && link_flush(r->link) != LINK_FINE)
-        end_broken(r);
+        attempt_send_input(r->attempt);
+    while (!r->over && source_is_behind(&r->attempt->in) && link_room(r->link) > 2 * DWRAP_MAX_DATA_BYTES)
+        attempt_send_input(r->attempt);
+    for (int i = 0; i < 2; i++)
+        if (polled[ON_STDOUT + i].revents)
+            r->over ? sink_write(&r->attempt->out[i].sink) : attempt_write(r->attempt, i);
+    if (!r->over)
+        look_after_link(r);
 }
 
 static bool is_drained(const struct relay *r)
 {
-    return sink_is_empty(&r->out[0].sink) && sink_is_empty(&r->out[1].sink);
+    return sink_is_empty(&r->attempt->out[0].sink) && sink_is_empty(&r->attempt->out[1].sink);
 }
 
 /* Writes what waits. The command has ended, so a deadly signal from now on is for us alone. */
@@ -414,44 +387,26 @@ static void drain(struct relay *r)
     r->ending->status = r->deadly;
 }
 
-static void acknowledge(struct relay *r)
+void relay_run(struct link *l, const struct address *address, struct job *job, uint64_t attempt, struct signals *signals, struct ending *ending)
 {
-    char buffer[160];
-    struct fields_out fields = about(r, buffer, sizeof buffer);
-    if (link_queue(r->link, "ACK", &fields, NULL, 0))
-        (void)link_flush(r->link);
-}
-
-static void start(struct relay *r)
-{
-    const struct stream *streams = r->job->streams;
-    bool joined = streams_same(&streams[1], &streams[2]);
-    source_start(&r->in, &streams[0]);
-    for (int i = 0; i < 2; i++) {
-        enum stream_kind kind = streams[1 + i].kind;
-        r->out[i].sink.stream = streams[1 + i];
-        r->out[i].name = i ? "stderr" : "stdout";
-        r->out[i].limit = DWRAP_INITIAL_OUTPUT_CREDIT;
-        r->out[i].expected = kind != STREAM_CLOSED && kind != STREAM_NULL && !(i && joined);
-    }
-}
-
-void relay_run(struct link *l, struct job *job, const char *stamp, struct signals *signals, struct ending *ending)
-{
-    static struct output outputs[2];
-    struct relay r = { .link = l, .job = job, .signals = signals, .ending = ending, .out = outputs };
+    static struct attempt at_hand; /* large: not on the stack */
+    const struct settings *s = job->settings;
+    struct relay r = { .link = l, .job = job, .signals = signals, .ending = ending, .attempt = &at_hand };
+    r.absence = (struct absence){ .address = address, .insecure = s->insecure, .patience_ms = s->patience_ms };
     *ending = (struct ending){ 0 };
-    start(&r);
-    answer_offer(&r, stamp, false); /* the caller has prepared it */
+    attempt_start(&at_hand, l, job, attempt);
     while (!r.over)
         step(&r);
     drain(&r);
-    if (r.resulted)
-        acknowledge(&r);
-    for (int i = 0; i < 2; i++)
-        if (outputs[i].sink.error && ending->kind == ENDED_STATUS) {
-            end(&r, ENDED_UNKNOWN, "");
-            snprintf(ending->reason, sizeof ending->reason, "%s cannot be written: %s; make room or redirect it elsewhere", outputs[i].name,
-                     strerror(outputs[i].sink.error));
-        }
+    if (r.resulted) {
+        attempt_acknowledge(&at_hand);
+        (void)link_flush(l);
+    }
+    for (int i = 0; i < 2; i++) {
+        int error = at_hand.out[i].sink.error;
+        if (!error || ending->kind != ENDED_STATUS)
+            continue;
+        end(&r, ENDED_UNKNOWN, "");
+        snprintf(ending->reason, sizeof ending->reason, "%s cannot be written: %s; make room or redirect it elsewhere", at_hand.out[i].name, strerror(error));
+    }
 }

@@ -3,6 +3,7 @@
 #define DWRAP_RELAY_H
 
 #include "wrapper/link.h"
+#include "wrapper/signals.h"
 #include "wrapper/talk.h"
 
 enum ending_kind {
@@ -22,19 +23,8 @@ struct ending {
     uint64_t queued_ms, run_ms, flush_ms;
 };
 
-/* The signal mask as it was inherited, and the descriptor on which signals arrive instead. */
-struct signals {
-    int fd;
-    sigset_t inherited;
-};
-
-/* From here on signals are read, not suffered. Those that were ignored or blocked on entry stay so. */
-void signals_take(struct signals *signals);
-
-/* As they were on entry: before anything else is executed here. */
-void signals_restore(const struct signals *signals);
-
-/* Answers the OFFER with this stamp and stays until the end. */
-void relay_run(struct link *l, struct job *job, const char *stamp, struct signals *signals, struct ending *ending);
+/* Stays until the end of a job whose GO has gone over this connection, and connects anew to the same address when it breaks.
+ * `attempt` is the number in the OFFER; 0: it held none, so that nobody there knows of attempts. */
+void relay_run(struct link *l, const struct address *address, struct job *job, uint64_t attempt, struct signals *signals, struct ending *ending);
 
 #endif

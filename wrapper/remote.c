@@ -1,7 +1,8 @@
 /* From SUBMIT to OFFER: which distributor answers, within which time, and what it says. The bounds are what keeps a build
  * going without a distributor: the first word must come within 1.5 s, and within 60 ms where silence is remembered (0.1 s with
- * everything else that a wrapper does).
- * Does not know the streams; relay.c has them after the OFFER. */
+ * everything else that a wrapper does). One that was alive a minute ago may be starting anew, so within those bounds it is asked
+ * again when it refuses; and whoever waited for it already gives it 10 s.
+ * Does not know the streams; relay.c has them after GO. */
 #include "wrapper/remote.h"
 
 #include <poll.h>
@@ -11,7 +12,18 @@
 
 #include "wrapper/memory.h"
 
-enum { FIRST_WORD_MS = 1500, FIRST_WORD_AGAIN_MS = 60, ANSWER_MS = 1000, RETRY_MS = 250, HOSTS = 16, NEAR = 100, FAR = 20000 };
+enum {
+    FIRST_WORD_MS = 1500,
+    FIRST_WORD_AGAIN_MS = 60,
+    ANSWER_MS = 1000,
+    RETRY_MS = 250,
+    RESTART_MS = 10000,      /* for a distributor to start anew, while commands wait for it */
+    RESTART_RETRY_MS = 50,
+    STEADY_MS = 1000,        /* a connection that lasted less than this before it broke was none */
+    HOSTS = 16,
+    NEAR = 100,
+    FAR = 20000,
+};
 
 static struct link connection; /* large: not on the stack */
 
@@ -51,20 +63,29 @@ static bool take_word(const struct message *m, struct answer *a)
     return true;
 }
 
-static void run_to_end(struct job *job, const struct message *offer, const char *stamp, struct signals *signals, struct answer *a)
+/* Commits, and stays to the end. Anything but LINK_FINE: GO did not go whole, so it is none. */
+static enum link_status run_to_end(const struct address *address, struct job *job, const struct message *offer, const char *stamp,
+                                   struct signals *signals, struct answer *a)
 {
     char kept[STAMP_BYTES];
+    uint64_t attempt = fields_number(offer->fields, "attempt", 0);
     snprintf(kept, sizeof kept, "%s", stamp); /* the message's memory is used again */
     if (fields_number(offer->fields, "views", 0) == 1)
         views_prepare(job, &connection);
     connection.quiet_ms = PING_AFTER_MS;
     signals_take(signals);
-    relay_run(&connection, job, kept, signals, &a->ending);
+    enum link_status status = go_send(&connection, job, kept, &signals->inherited);
+    if (status != LINK_FINE) {
+        signals_restore(signals);
+        return status;
+    }
+    relay_run(&connection, address, job, attempt, signals, &a->ending);
     a->kind = ANSWER_RAN;
     if (a->ending.kind == ENDED_NEVER_RAN) {
         signals_restore(signals);
         answer_with(a, ANSWER_UNAVAILABLE, "%s", a->ending.reason);
     }
+    return LINK_FINE;
 }
 
 /* Thousands that wait far back in a queue would be a load by their PINGs alone: those ask more seldom. */
@@ -90,52 +111,115 @@ static enum link_status next_message(struct message *m)
     }
 }
 
-/* After the first word: waits for the OFFER as long as the distributor is alive. */
-static void converse(struct job *job, struct message *m, struct signals *signals, struct answer *a)
+/* After the first word: waits for the OFFER as long as the distributor is alive, and runs it. LINK_FINE: it is answered. */
+static enum link_status converse(const struct address *address, struct job *job, struct message *m, struct signals *signals, struct answer *a)
 {
     struct link *l = &connection;
-    for (;;) {
+    enum link_status status = LINK_FINE;
+    while (status == LINK_FINE) {
         const char *stamp = fields_get(m->fields, "stamp");
         if (take_word(m, a))
-            return;
-        if (strcmp(m->verb, "OFFER") == 0 && stamp && strlen(stamp) < STAMP_BYTES) {
-            run_to_end(job, m, stamp, signals, a);
-            return;
-        }
+            return LINK_FINE;
+        if (strcmp(m->verb, "OFFER") == 0 && stamp && strlen(stamp) < STAMP_BYTES)
+            return run_to_end(address, job, m, stamp, signals, a);
         if (strcmp(m->verb, "QUEUED") == 0)
             ask_by_place(l, fields_number(m->fields, "ahead", 0));
-        enum link_status status = next_message(m);
-        if (status == LINK_SILENT)
-            memory_mark_silent(l->name);
-        if (status != LINK_FINE) {
-            answer_with(a, ANSWER_UNAVAILABLE, "%s: %.900s while the command waited for a slot", l->name, l->why);
-            return;
-        }
+        status = next_message(m);
     }
+    if (status == LINK_SILENT)
+        memory_mark_silent(l->name);
+    return status;
 }
 
 /* Connects, submits, and waits for the first word. */
 static enum link_status reach(const struct address *address, struct job *job, int64_t deadline_ms, struct message *m, const char **here)
 {
-    static char submit[DWRAP_MAX_FIELDS_BYTES];
     enum link_status status = link_open(&connection, address, job->settings->insecure, deadline_ms);
     if (status != LINK_FINE)
         return status;
-    struct fields_out fields = fields_into(submit, sizeof submit);
-    *here = submit_fields(job, &fields);
-    if (!*here && !link_queue(&connection, "SUBMIT", &fields, NULL, 0))
-        *here = "what the distributor must know of it is too long";
-    if (!*here)
-        status = link_flush(&connection);
-    if (!*here && !job->go_length)
+    if (!job->submit_length)
+        *here = submit_prepare(job);
+    if (*here)
+        return status;
+    struct fields_out fields = submit_fields(job);
+    link_queue(&connection, "SUBMIT", &fields, NULL, 0); /* there is room: the connection is new */
+    status = link_flush(&connection);
+    if (!job->go_length)
         *here = go_prepare(job);
     return *here || status != LINK_FINE ? status : link_await(&connection, m, deadline_ms);
+}
+
+static bool is_refusal(enum link_status status)
+{
+    return status == LINK_UNREACHABLE || status == LINK_LOST;
+}
+
+/* The same, but one that refuses and was alive a moment ago is given until the deadline to start anew. */
+static enum link_status reach_patiently(const struct address *address, struct job *job, int64_t deadline_ms, struct message *m, const char **here)
+{
+    enum link_status status = reach(address, job, deadline_ms, m, here);
+    if (!is_refusal(status) || !memory_is_alive(address->text))
+        return status;
+    while (is_refusal(status) && now_ms() + RESTART_RETRY_MS < deadline_ms) {
+        link_close(&connection);
+        poll(NULL, 0, RESTART_RETRY_MS);
+        job_name(job);
+        status = reach(address, job, deadline_ms, m, here);
+    }
+    if (status != LINK_FINE && !*here)
+        memory_forget_alive(address->text); /* those after us need not wait in vain */
+    return status;
+}
+
+/* The connection broke while the command waited for its turn: nothing of it has run. Asks the same distributor for a new place. */
+static enum link_status ask_again(const struct address *address, struct job *job, struct signals *signals, struct answer *a)
+{
+    enum link_status status = LINK_LOST;
+    int64_t deadline = now_ms() + RESTART_MS;
+    while (status != LINK_FINE && now_ms() < deadline) {
+        struct message m;
+        const char *here = NULL;
+        poll(NULL, 0, RESTART_RETRY_MS);
+        link_close(&connection);
+        job_name(job);
+        int64_t bound = now_ms() + FIRST_WORD_MS;
+        status = reach(address, job, bound < deadline ? bound : deadline, &m, &here);
+        if (status != LINK_FINE)
+            continue;
+        int64_t began = now_ms();
+        status = converse(address, job, &m, signals, a);
+        if (status == LINK_SILENT)
+            return status;
+        if (now_ms() - began >= STEADY_MS)
+            deadline = now_ms() + RESTART_MS;
+    }
+    return status;
 }
 
 static void warn_once(const struct address *address)
 {
     if (memory_first_time(address->text))
         say("%s is not encrypted: everyone on the way can read and change your commands; DWRAP_INSECURE=1 allows it", address->text);
+}
+
+static void remember(const struct address *address, enum link_status status)
+{
+    if (status == LINK_SILENT)
+        memory_mark_silent(address->text);
+    else
+        memory_forget_silent(address->text);
+    if (status == LINK_FINE)
+        memory_mark_alive(address->text);
+}
+
+/* Has the first word; stays to the end. */
+static void stay(const struct address *address, struct job *job, struct message *m, struct signals *signals, struct answer *a)
+{
+    enum link_status status = converse(address, job, m, signals, a);
+    if (status != LINK_FINE && status != LINK_SILENT)
+        status = ask_again(address, job, signals, a);
+    if (status != LINK_FINE)
+        answer_with(a, ANSWER_UNAVAILABLE, "%s: %.900s while the command waited for a slot", address->text, connection.why);
 }
 
 /* Asks one distributor. True when its answer counts, false when the next one is to be tried. */
@@ -146,17 +230,14 @@ static bool ask(const struct address *address, struct job *job, int64_t share_ms
     job_name(job);
     bool brief = memory_is_silent(address->text);
     int64_t patience = brief && FIRST_WORD_AGAIN_MS < share_ms ? FIRST_WORD_AGAIN_MS : share_ms;
-    enum link_status status = reach(address, job, now_ms() + patience, &m, &here);
+    enum link_status status = reach_patiently(address, job, now_ms() + patience, &m, &here);
     if (connection.exposed && status != LINK_FORBIDDEN)
         warn_once(address);
-    if (status == LINK_SILENT)
-        memory_mark_silent(address->text);
-    else
-        memory_forget_silent(address->text);
+    remember(address, status);
     if (here)
         answer_with(a, ANSWER_HERE, "%s", here);
     else if (status == LINK_FINE)
-        converse(job, &m, signals, a);
+        stay(address, job, &m, signals, a);
     else if (status == LINK_FORBIDDEN)
         answer_with(a, ANSWER_REFUSED, "%s: %s; set DWRAP_INSECURE=1 if you trust everyone on that network", address->text, connection.why);
     else if (status == LINK_STRANGE)

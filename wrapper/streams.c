@@ -99,6 +99,14 @@ static size_t write_some(struct sink *s, struct iovec *pieces, int count)
     return 0;
 }
 
+void sink_start(struct sink *s, const struct stream *stream)
+{
+    s->stream = *stream; /* the ring is large, and its bytes do not count */
+    s->received = s->written = 0;
+    s->broken = false;
+    s->error = 0;
+}
+
 void sink_write(struct sink *s)
 {
     while (!s->broken && !sink_is_empty(s)) {
@@ -156,12 +164,19 @@ void source_start(struct source *s, const struct stream *stream)
 
 bool source_is_wanted(const struct source *s)
 {
-    if (s->ended || s->sent >= s->limit)
+    if (s->ended || s->held || s->sent < s->known || s->sent >= s->limit)
         return false;
     if (s->stream.kind != STREAM_TTY)
         return true;
     pid_t foreground = tcgetpgrp(STDIN_FILENO);
     return foreground < 0 || foreground == getpgrp(); /* the terminal of another session stops nobody */
+}
+
+bool source_is_behind(const struct source *s)
+{
+    if (s->held || s->told)
+        return false;
+    return s->sent < s->known ? s->sent < s->limit : s->ended;
 }
 
 static ssize_t read_now(struct source *s, char *data, size_t size)
@@ -177,26 +192,65 @@ static ssize_t read_now(struct source *s, char *data, size_t size)
     return -1;
 }
 
-size_t source_read(struct source *s, char *data, size_t size)
+/* Copies between a stream's bytes from `offset` and the ring that keeps the last of them. */
+static void keep(struct source *s, uint64_t offset, const char *data, size_t length)
 {
-    if (size > s->limit - s->sent)
-        size = (size_t)(s->limit - s->sent);
+    for (size_t i = 0; i < length; i++)
+        s->kept[(offset + i) % sizeof s->kept] = data[i];
+}
+
+static size_t read_kept(const struct source *s, char *data, size_t size)
+{
+    size_t length = s->known - s->sent < size ? (size_t)(s->known - s->sent) : size;
+    for (size_t i = 0; i < length; i++)
+        data[i] = s->kept[(s->sent + i) % sizeof s->kept];
+    return length;
+}
+
+/* Reads on. 0: nothing now, or ended. */
+static size_t read_new(struct source *s, char *data, size_t size)
+{
     ssize_t got;
     do
-        got = size ? read_now(s, data, size) : 0;
+        got = read_now(s, data, size);
     while (got < 0 && errno == EINTR);
     if (got < 0 && errno == EAGAIN)
         return 0;
     if (got <= 0) {
-        s->ended = size > 0; /* an error ends it as well: the command could not have read more either */
+        s->ended = true; /* an error ends it as well: the command could not have read more either */
+        s->known = s->sent; /* less than before, when somebody has cut the file short */
         return 0;
     }
-    s->sent += (uint64_t)got;
+    if (!s->seekable)
+        keep(s, s->sent, data, (size_t)got);
     return (size_t)got;
+}
+
+size_t source_read(struct source *s, char *data, size_t size)
+{
+    if (s->sent >= s->limit)
+        return 0;
+    if (size > s->limit - s->sent)
+        size = (size_t)(s->limit - s->sent);
+    bool again = s->sent < s->known && !s->seekable;
+    size_t got = again ? read_kept(s, data, size) : read_new(s, data, size);
+    s->sent += got;
+    if (s->known < s->sent)
+        s->known = s->sent;
+    return got;
+}
+
+bool source_rewind(struct source *s, uint64_t offset)
+{
+    if (offset > s->known || (!s->seekable && s->known - offset > sizeof s->kept))
+        return false;
+    s->sent = offset;
+    s->told = s->held = false;
+    return true;
 }
 
 void source_give_back(const struct source *s, uint64_t taken)
 {
-    if (s->seekable && taken <= s->sent)
+    if (s->seekable && taken <= s->known)
         lseek(s->stream.fd, s->start + (off_t)taken, SEEK_SET);
 }

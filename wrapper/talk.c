@@ -60,9 +60,10 @@ static void look_at_cwd(struct job *job)
         close(fd);
 }
 
-const char *submit_fields(struct job *job, struct fields_out *out)
+const char *submit_prepare(struct job *job)
 {
     const struct settings *s = job->settings;
+    struct fields_out out = fields_into(job->submit, sizeof job->submit - JOB_ID_BYTES - ATTACH_BYTES);
     struct utsname host;
     uname(&host);
     if (s->build)
@@ -70,24 +71,35 @@ const char *submit_fields(struct job *job, struct fields_out *out)
     else
         build_from_ancestors(job->build, sizeof job->build, host.nodename);
     look_at_cwd(job);
-    fields_addf(out, "version", "%d", DWRAP_VERSION_NUMBER);
-    fields_add(out, "job", job->id);
-    fields_add(out, "cwd", job->cwd);
-    fields_add(out, "command", job->name);
-    fields_add(out, "build", s->build ? s->build : job->build);
-    fields_add(out, "host", host.nodename);
-    fields_addf(out, "pid", "%d", (int)getpid());
-    fields_add(out, "inputs", "tree");
-    fields_add(out, "width", "1");
-    fields_addf(out, "priority", "%ld", s->priority);
+    fields_addf(&out, "version", "%d", DWRAP_VERSION_NUMBER);
+    fields_add(&out, "cwd", job->cwd);
+    fields_add(&out, "command", job->name);
+    fields_add(&out, "build", s->build ? s->build : job->build);
+    fields_add(&out, "host", host.nodename);
+    fields_addf(&out, "pid", "%d", (int)getpid());
+    fields_add(&out, "inputs", "tree");
+    fields_add(&out, "width", "1");
+    fields_addf(&out, "priority", "%ld", s->priority);
     if (s->remote)
-        fields_add(out, "remote", "1");
+        fields_add(&out, "remote", "1");
     if (s->explain)
-        fields_add(out, "explain", "1");
+        fields_add(&out, "explain", "1");
     if (s->views && !(job->traits & LOOK_COHERENT))
-        fields_add(out, "views", "1");
-    add_labels(out, s->labels);
-    return s->count > DWRAP_MAX_STRINGS ? "it has too many arguments" : add_paths(out, s->command, s->count, job->cwd);
+        fields_add(&out, "views", "1");
+    add_labels(&out, s->labels);
+    const char *here = s->count > DWRAP_MAX_STRINGS ? "it has too many arguments" : add_paths(&out, s->command, s->count, job->cwd);
+    if (!here && out.overflow)
+        here = "what the distributor must know of it is too long";
+    job->submit_length = out.length;
+    return here;
+}
+
+struct fields_out submit_fields(struct job *job)
+{
+    struct fields_out out = fields_into(job->submit, sizeof job->submit);
+    out.length = job->submit_length;
+    fields_add(&out, "job", job->id);
+    return out;
 }
 
 static void add_limits(struct fields_out *out)

@@ -9,7 +9,7 @@
 #include "wrapper/options.h"
 #include "wrapper/streams.h"
 
-enum { JOB_ID_BYTES = 33, STAMP_BYTES = 65, GO_FIELDS_BYTES = 128 * 1024, SEEN_BYTES = 64 * 1024, BUILD_BYTES = 256 };
+enum { JOB_ID_BYTES = 33, STAMP_BYTES = 65, GO_FIELDS_BYTES = 128 * 1024, ATTACH_BYTES = 512, SEEN_BYTES = 64 * 1024, BUILD_BYTES = 256 };
 
 struct job {
     const struct settings *settings;
@@ -20,6 +20,10 @@ struct job {
     char build[BUILD_BYTES];
     bool stdin_seekable;
     unsigned traits; /* of the working directory's file system (coherence/look.h) */
+
+    /* SUBMIT's fields but for job. ATTACH, which must say the same, adds its own. */
+    char submit[DWRAP_MAX_FIELDS_BYTES];
+    size_t submit_length;
 
     /* GO's fields but for job and stamp, gathered while the distributor looks for a slot. */
     char go[GO_FIELDS_BYTES];
@@ -36,8 +40,11 @@ void job_name(struct job *job);
 
 void job_start(struct job *job, const struct settings *settings, const struct stream streams[3], const char *cwd);
 
-/* Writes SUBMIT's fields. Returns why the command must run here instead, or NULL. */
-const char *submit_fields(struct job *job, struct fields_out *out);
+/* Gathers what SUBMIT says. Returns why the command must run here instead, or NULL. */
+const char *submit_prepare(struct job *job);
+
+/* SUBMIT's fields, with room for ATTACH_BYTES more. They lie in `job`. */
+struct fields_out submit_fields(struct job *job);
 
 /* Gathers what GO says about this process. Returns why the command must run here instead, or NULL. */
 const char *go_prepare(struct job *job);
