@@ -21,8 +21,9 @@ from dwrap.agent import environment, workplace
 from dwrap.agent.accounts import Accounts
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
+from dwrap.agent.registration import Registration
 from dwrap.agent.runner import Runners, choose_tree, find_program
-from dwrap.agent.session import Registration, Session
+from dwrap.agent.session import Session
 from dwrap.agent.survey import Survey
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value

@@ -3,9 +3,10 @@
 `Session.handle(event, now)` takes what happened and returns what to do. It knows PROTOCOL.md and what an attempt goes through;
 it does not know sockets, processes, users or files. `now` is seconds on a clock that never goes back and counts suspend.
 
-An attempt is here in one of two forms: running (a runner holds it), then kept (its RESULT waits for ACK). The lease runs from the
-moment a HEARTBEAT was sent that a LEASE answers; when it is over, whatever runs is killed, since others may now be allowed to run
-it again. Events and actions are in events.py.
+An attempt is here in one of two forms: running (a runner holds it), then kept (its RESULT waits for ACK); attempt.py has what is
+remembered of it. REGISTER names both. On a connection an attempt is spoken of once it was assigned, attached or killed there: what
+it says before is remembered only. The lease runs from the sending of the REGISTER or HEARTBEAT that was answered; the runners are
+told and end their jobs when it is over, since others may then be allowed to run them again. Events and actions are in events.py.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from dwrap.agent.attempt import ENDED_BY_AGENT, STREAMS, Attempt, failure, of_former
 from dwrap.agent.events import (
     Action,
     Connected,
     Disconnected,
     DrainAsked,
     Event,
+    Forget,
     Key,
     Kind,
+    Lease,
     Log,
     Mounted,
+    News,
     Quit,
     Ready,
     Received,
@@ -36,68 +41,17 @@ from dwrap.agent.events import (
     Tell,
     Tick,
 )
-from dwrap.agent.marks import Due, Marks
+from dwrap.agent.marks import Marks
+from dwrap.agent.registration import Ancestry, Registration, register
 from dwrap.protocol import messages
-from dwrap.protocol.messages import ProtocolError, Value
+from dwrap.protocol.messages import Fields, ProtocolError, Value
 
-ORPHAN_SECONDS: Final = 300.0
+ORPHAN_SECONDS: Final = 600.0  # longer than any distributor counts on an agent that it does not hear (PROTOCOL.md: 10 + 300)
 RESEND_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 3.0
-MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of one attempt; the runner keeps to it
 MAX_RECENT_BYTES: Final = 4 * 1024 * 1024
-STREAMS: Final = {b"stdin": 0, b"stdout": 1, b"stderr": 2}
-STREAM_NAMES: Final = ("stdin", "stdout", "stderr")
-_ALL_LOCAL: Final = Mounted(views=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What REGISTER says of this agent. Required fields are in PROTOCOL.md; `extra` are the optional ones."""
-
-    name: str
-    slots: int
-    roots: tuple[str, ...]
-    serves: str
-    extra: tuple[tuple[str, Value], ...] = ()
-    records: bool = True  # whether runners record what commands write, where the distributor asks for it
-    mounted: Mounted = _ALL_LOCAL
-
-
-@dataclass(slots=True)
-class _Manifest:
-    """What the command of one attempt wrote, as far as its runner has said it."""
-
-    pieces: list[bytes] = field(default_factory=list)
-    size: int = 0
-    sent: int = 0  # how many pieces have gone out on this connection
-
-    def add(self, piece: bytes) -> bool:
-        """False when there was no room for it."""
-        if self.size + len(piece) > MAX_MANIFEST_BYTES:
-            return False
-        self.pieces.append(piece)
-        self.size += len(piece)
-        return True
-
-    def unsent(self, key: Key) -> list[Action]:
-        """The messages that this connection has not carried yet."""
-        pieces, self.sent = self.pieces[self.sent :], len(self.pieces)
-        return [_send("MANIFEST", [("job", key[0]), ("attempt", key[1])], piece) for piece in pieces]
-
-
-@dataclass(slots=True)
-class _Running:
-    due: Due | None = None  # what its runner was given to apply, and has not yet
-    lost: str = ""  # why its status, when it comes, is not the command's own
-    manifest: _Manifest = field(default_factory=_Manifest)
-
-
-@dataclass(slots=True)
-class _Kept:
-    frames: tuple[bytes, ...]
-    manifest: _Manifest
-    made: float
-    sent: float
+MAX_ATTEMPTS: Final = 2_000  # running and kept: REGISTER names them all, in one frame
+_STREAM_NUMBERS: Final = {name.encode(): number for number, name in enumerate(STREAMS)}
 
 
 @dataclass(slots=True)
@@ -113,15 +67,17 @@ class Session:
     lease_until: float = 0.0
     unexpected: int = 0
     _ever_welcomed: bool = False
-    _registered_at: float = 0.0
+    _connection: int = 0  # how many there have been
+    _unheard_since: float = 0.0
     _quit_at: float | None = None
-    _running: dict[Key, _Running] = field(default_factory=dict)
-    _attempt: dict[str, Key] = field(default_factory=dict)
-    _kept: dict[Key, _Kept] = field(default_factory=dict)
-    _outbox: list[Send] = field(default_factory=list)
+    _running: dict[Key, Attempt] = field(default_factory=dict)
+    _attempt: dict[str, Attempt] = field(default_factory=dict)  # of each job that runs
+    _kept: dict[Key, Attempt] = field(default_factory=dict)
+    _ancestry: Ancestry = field(default_factory=Ancestry)
     _marks: Marks = field(default_factory=Marks)
     _recent: deque[bytes] = field(default_factory=deque)  # pieces of the newest manifests, for a distributor that has no journal
     _recent_size: int = 0
+    _registered: deque[float] = field(default_factory=deque)  # when what was not answered on this connection was sent
     _heartbeats: deque[float] = field(default_factory=deque)
 
     @property
@@ -144,38 +100,46 @@ class Session:
             case Tick():
                 return self._tick(event, now)
             case Connected():
-                self.connected = True
+                self.connected, self.welcomed = True, False
+                self._connection += 1
+                self._registered.clear()
+                self._heartbeats.clear()
                 return [self._register(now)]
             case Disconnected():
+                self._unheard_since = now if self.welcomed else self._unheard_since
                 self.connected = self.welcomed = False
-                self._heartbeats.clear()
-                for manifest in self._manifests():
-                    manifest.sent = 0
                 return [Log("disconnected", (("running", len(self._running)),))]
             case RunnerEnded():
                 return self._runner_ended(event.key, now)
             case Mounted():
                 self.registration = replace(self.registration, mounted=event)
-                return [self._register(now)] if self.welcomed else []
+                return self._register_again(now)
+            case News():
+                return self._news(event, now)
             case DrainAsked():
                 return self._drain()
             case StopAsked():
                 self._quit_at = now + STOP_SECONDS
-                return [*self._drain(), *self._kill_all("the agent was stopped")]
+                return [*self._drain(), *self._end_all()]
 
     # ---- the distributor
 
     def _register(self, now: float) -> Send:
-        self._registered_at = now
-        known = self.registration
-        pairs: list[tuple[str, Value]] = [("version", messages.VERSION), ("name", known.name), ("slots", known.slots)]
-        pairs += [("root", root) for root in known.roots]
-        pairs += [("serves", known.serves), *known.extra, *([("views", 1)] if known.mounted.views else [])]
-        pairs += [*(("mount", mount) for mount in known.mounted.mounts), *(("flaw", flaw) for flaw in known.mounted.flaws)]
-        pairs += [("running", f"{job}:{attempt}") for job, attempt in self._running]
-        if self.draining:
-            pairs.append(("draining", 1))
-        return _send("REGISTER", pairs)
+        self._registered.append(now)
+        return register(self.registration, self._ancestry, self._running.values(), self._kept.values(), self.draining)
+
+    def _register_again(self, now: float) -> list[Action]:
+        return [self._register(now)] if self.connected else []
+
+    def _news(self, event: News, now: float) -> list[Action]:
+        if not self._ancestry.learn(event):
+            return []
+        facts = (("ended", len(event.former)), ("results", len(event.results)), ("leftover", event.leftover))
+        actions: list[Action] = [Log("former", facts)]
+        for key, uid, outcome, written in event.results:
+            if key not in self._running and key not in self._kept:
+                actions += self._keep(of_former(key, uid, outcome, written), now)
+        return [*actions, *self._register_again(now)]
 
     def _received(self, event: Received, now: float) -> list[Action]:
         handler = _HANDLERS.get(event.verb)
@@ -190,32 +154,35 @@ class Session:
 
     def _welcome(self, event: Received, now: float) -> list[Action]:
         before, self.epoch, self.token = self.epoch, event.fields.need("epoch"), event.fields.need("token")
-        self.lease_until = self._registered_at + event.fields.number("lease_ms") / 1000
+        lease = event.fields.number("lease_ms")
         self.welcomed = True
-        self._heartbeats.clear()
         actions: list[Action] = [Log("welcomed", (("epoch", self.epoch.decode(errors="replace")),))]
+        if self._registered:
+            actions += self._renew(self._registered.popleft(), lease)
         if not self._ever_welcomed:
             self._ever_welcomed = True
             actions.append(Ready())
         actions.append(self._heartbeat((), now))  # echoes the token: only then may work come
+        for attempts in (self._running, self._kept):
+            for attempt in attempts.values():
+                actions += attempt.names_again()
         if before != self.epoch:
             self._marks.restart()
             actions += [_send("MANIFEST", [("offer", 1)], piece) for piece in self._recent]
-        actions += self._outbox
-        self._outbox.clear()
-        for key, running in self._running.items():
-            actions += running.manifest.unsent(key)
-        return [*actions, *self._send_kept(list(self._kept), now)]
+        return actions
 
     def _lease(self, event: Received, now: float) -> list[Action]:
         if event.fields.need("epoch") != self.epoch or not self._heartbeats:
             self.unexpected += 1
             return []
-        self.lease_until = max(self.lease_until, self._heartbeats.popleft() + event.fields.number("lease_ms") / 1000)
-        return []
+        return self._renew(self._heartbeats.popleft(), event.fields.number("lease_ms"))
+
+    def _renew(self, asked: float, lease_ms: int) -> list[Action]:
+        self.lease_until = max(self.lease_until, asked + lease_ms / 1000)
+        return [Lease(self.lease_until)]
 
     def _assign(self, event: Received, now: float) -> list[Action]:
-        key = (event.fields.name("job"), event.fields.number("attempt"))
+        key = _key(event.fields)
         if key in self._running or key in self._kept:
             return []
         claims, argv, env, seen, journal = (*event.bodies, b"", b"", b"", b"", b"")[:5]
@@ -224,13 +191,12 @@ class Session:
         reason = self._why_not(event, key, now)
         if reason:
             return [_send("REJECT", [("job", key[0]), ("attempt", key[1]), ("reason", reason)])]
-        due: Due | None = None
+        attempt = Attempt(key, event.fields.number("uid"), self._connection)
         start = Start(key, event.fields, claims, argv, env)
         if self.registration.records and event.fields.flag("views"):
-            due = self._marks.due(event.fields.number("uid"), event.fields.need("cwd"), event.fields.number("burst", 0))
+            due = attempt.due = self._marks.due(attempt.uid, event.fields.need("cwd"), event.fields.number("burst", 0))
             start = replace(start, seen=seen, journal=due.journal, views=True, refresh=due.refresh)
-        self._running[key] = _Running(due)
-        self._attempt[key[0]] = key
+        self._running[key] = self._attempt[key[0]] = attempt
         return [start]
 
     def _why_not(self, event: Received, key: Key, now: float) -> str:
@@ -240,6 +206,8 @@ class Session:
             return "the assignment lacks its command"
         if not (event.fields.get("cwd") or b"").startswith(b"/"):
             return "the assignment names no absolute directory"
+        if not (event.fields.get("uid") or b"").isdigit():
+            return "the assignment names no user"
         if now >= self.lease_until:  # read late, by an agent that was frozen: others may run it by now
             return "the agent's lease is over"
         if self.draining:
@@ -248,140 +216,171 @@ class Session:
             return "an earlier attempt still lives here"
         if len(self._running) >= self.registration.slots:
             return "no slot is free"
+        if len(self._running) + len(self._kept) >= MAX_ATTEMPTS:
+            return "too many results of this agent wait to be acknowledged"
         return ""
 
-    def _to_runner(self, event: Received, kind: Kind) -> Tell | None:
-        key = self._attempt.get(event.fields.name("job"))
-        if key is None:  # it has just ended: the message crossed its RESULT
-            return None
-        stream = STREAMS.get(event.fields.get("stream") or b"stdin")
-        if stream is None:
-            raise ProtocolError("field stream names no stream")
-        return Tell(key, kind, stream)
+    def _attach(self, event: Received, now: float) -> list[Action]:
+        key = _key(event.fields)
+        have = [event.fields.number(name) for name in STREAMS[1:]]
+        limits = [event.fields.number(f"{name}_limit") for name in STREAMS[1:]]
+        attempt = self._running.get(key) or self._kept.get(key)
+        if attempt is None:  # nothing of it lives here: whoever waits for it need not
+            attempt = Attempt(key, 0, outcome=failure("lost", "the agent knows nothing of it any more"))
+        attempt.join(self._connection)
+        attempt.sent_at = now
+        return attempt.attach(have, limits)
 
     def _input(self, event: Received, now: float) -> list[Action]:
-        tell = self._to_runner(event, Kind.INPUT)
-        if tell is None:
+        attempt = self._attempt.get(event.fields.name("job"))
+        if attempt is None:  # it has just ended: the message crossed its RESULT
             return []
         offset, data = event.fields.number("offset"), event.bodies[0] if event.bodies else b""
         if len(data) > messages.MAX_DATA_BYTES:
             raise ProtocolError("data is too large")
-        actions: list[Action] = [Tell(tell.key, Kind.INPUT, 0, offset, data)] if data else []
-        if event.fields.flag("eof"):
-            actions.append(Tell(tell.key, Kind.INPUT, 0, offset + len(data)))
+        actions: list[Action] = [Tell(attempt.key, Kind.INPUT, 0, offset, data)] if attempt.stdin.take(offset, len(data)) else []
+        end = offset + len(data)
+        if event.fields.flag("eof") and end == attempt.stdin.received:
+            actions.append(Tell(attempt.key, Kind.INPUT, 0, end))
         return actions
 
     def _credit(self, event: Received, now: float) -> list[Action]:
-        tell = self._to_runner(event, Kind.CREDIT)
-        return [Tell(tell.key, tell.kind, tell.stream, event.fields.number("limit"))] if tell else []
+        attempt, stream, limit = self._attempt.get(event.fields.name("job")), _stream(event.fields), event.fields.number("limit")
+        if stream == 0:
+            raise ProtocolError("credit for stdin is given to the submitter, not by it")
+        if attempt is None:
+            return []
+        attempt.outputs[stream - 1].credit(limit)
+        return [Tell(attempt.key, Kind.CREDIT, stream, limit)]
 
     def _close(self, event: Received, now: float) -> list[Action]:
-        tell = self._to_runner(event, Kind.CLOSE)
-        return [tell] if tell else []
+        attempt, stream = self._attempt.get(event.fields.name("job")), _stream(event.fields)
+        return [Tell(attempt.key, Kind.CLOSE, stream)] if attempt else []
 
     def _signal(self, event: Received, now: float) -> list[Action]:
-        tell = self._to_runner(event, Kind.SIGNAL)
-        return [Tell(tell.key, tell.kind, 0, event.fields.number("signal"))] if tell else []
+        attempt, number = self._attempt.get(event.fields.name("job")), event.fields.number("signal")
+        seq = event.fields.number("seq", 0)  # submitters of earlier releases do not count: theirs are never repeated
+        if attempt is None or 0 < seq <= attempt.signals:
+            return []
+        attempt.signals = max(attempt.signals, seq)
+        return [Tell(attempt.key, Kind.SIGNAL, 0, number)]
+
+    def _noted(self, event: Received, now: float) -> list[Action]:
+        key, seq = _key(event.fields), event.fields.number("seq")
+        attempt = self._running.get(key)
+        if attempt is None:
+            return []
+        attempt.made.noted = max(attempt.made.noted, seq)
+        return [Tell(key, Kind.NOTED, 0, seq)]
 
     def _kill(self, event: Received, now: float) -> list[Action]:
-        key = (event.fields.name("job"), event.fields.number("attempt"))
-        if key in self._running:
-            return [Tell(key, Kind.KILL)]
-        return self._send_kept([key], now) if key in self._kept else []
+        key = _key(event.fields)
+        attempt = self._running.get(key) or self._kept.get(key)
+        if attempt is None:
+            return []
+        attempt.join(self._connection)
+        return [Tell(key, Kind.KILL)] if attempt.outcome is None else self._send_result(attempt, now)
 
     def _ack(self, event: Received, now: float) -> list[Action]:
-        self._kept.pop((event.fields.name("job"), event.fields.number("attempt")), None)
-        return self._leave_when_idle(now)
+        known = self._kept.pop(_key(event.fields), None)
+        forget: list[Action] = [Forget(known.key)] if known else []
+        return [*forget, *self._leave_when_idle(now)]
 
     def _drain_asked(self, event: Received, now: float) -> list[Action]:
         return [*self._drain(), *self._leave_when_idle(now)]
 
     def _refused(self, event: Received, now: float) -> list[Action]:
         reason = messages.one_line(event.fields.text("reason", "no reason given"))
-        if self._ever_welcomed and now < self.lease_until:  # the distributor may not have noticed yet that we were away
-            self.welcomed = False
+        if self._registered:
+            self._registered.popleft()
+        # What it says anew was refused, what it said first stands; or the distributor may not have noticed yet that we were away;
+        # or something runs or waits here, which is worth asking again.
+        if self.welcomed or (self._ever_welcomed and (now < self.lease_until or self._running or self._kept)):
             return [Log("refused", (("reason", reason),))]
-        return [*self._kill_all("the distributor refused this agent"), Quit(1, f"the distributor refused this agent: {reason}")]
+        return [Quit(1, f"the distributor refused this agent: {reason}")]
 
     # ---- runners
 
     def _runner_said(self, event: RunnerSaid, now: float) -> list[Action]:
-        state = self._running.get(event.key)
-        if state is None:
+        attempt = self._running.get(event.key)
+        if attempt is None:
             return []
-        job, attempt = event.key
-        who: list[tuple[str, Value]] = [("job", job), ("attempt", attempt)]
         if event.kind == Kind.OUTPUT:
-            pairs = [*who, ("stream", STREAM_NAMES[event.stream]), ("offset", event.number)]
-            return self._say(_send("OUTPUT", pairs, event.payload))
+            attempt.outputs[event.stream - 1].add(event.payload)
+            return [attempt.said(event.stream, event.number, event.payload)] if self._speaks_of(attempt) else []
         if event.kind == Kind.CREDIT:
-            return self._say(_send("CREDIT", [*who, ("stream", "stdin"), ("limit", event.number)]))
+            attempt.stdin.limit = event.number
+            return [attempt.message("CREDIT", ("stream", "stdin"), ("limit", event.number))] if self._speaks_of(attempt) else []
         if event.kind == Kind.APPLIED:
-            if state.due is not None:
-                self._marks.applied(state.due)
-                state.due = None
+            if attempt.due is not None:
+                self._marks.applied(attempt.due)
+                attempt.due = None
             return []
+        if event.kind == Kind.MADE:
+            fields = attempt.made.add(event.number, event.payload, event.stream == 1)
+            return [attempt.names(event.number, fields, event.stream == 1)] if self.welcomed else []
         if event.kind == Kind.MANIFEST:
-            return self._wrote(event.key, state.manifest, event.payload)
-        if event.kind == Kind.REJECTED and not state.lost:
-            self._forget(event.key)
-            reason = messages.one_line(event.payload.decode(errors="replace"))
-            return [*self._say(_send("REJECT", [*who, ("reason", reason)])), Log("rejected", (("job", job), ("reason", reason)))]
-        outcome = event.payload if event.kind == Kind.ENDED and not state.lost else _infrastructure(state.lost)
-        return self._settle(event.key, outcome, now)
+            return self._wrote(attempt, event.payload)
+        if event.kind == Kind.REJECTED:
+            return self._rejected(attempt, event, now)
+        return self._settle(attempt, event.payload, now) if event.kind == Kind.ENDED else []
+
+    def _rejected(self, attempt: Attempt, event: RunnerSaid, now: float) -> list[Action]:
+        reason = messages.one_line(event.payload.decode(errors="replace"))
+        log = Log("rejected", (("job", attempt.key[0]), ("reason", reason)))
+        if self.connected and not self.welcomed:  # REGISTER has just named it: it will be asked for
+            return [log, *self._settle(attempt, failure("lost", reason, [("repeat", 1)]), now)]
+        self._end(attempt)
+        if not self.welcomed:  # the next REGISTER does not name it: it was never started
+            return [log, Forget(attempt.key)]
+        return [attempt.message("REJECT", ("reason", reason), *((("fault", 1),) if event.number else ())), log, Forget(attempt.key)]
 
     def _runner_ended(self, key: Key, now: float) -> list[Action]:
-        state = self._running.get(key)
-        if state is None:
+        attempt = self._running.get(key)
+        if attempt is None:
             return []
         log = Log("runner_lost", (("job", key[0]), ("attempt", key[1])))
-        return [log, *self._settle(key, _infrastructure(state.lost or "the runner of the job died"), now)]
+        return [log, *self._settle(attempt, failure("infrastructure", "the runner of the job died"), now)]
 
-    def _say(self, send: Send) -> list[Action]:
-        """Now, or after the next WELCOME, in order. What waits is bounded by the jobs' credit."""
-        if self.welcomed:
-            return [send]
-        self._outbox.append(send)
-        return []
+    def _speaks_of(self, attempt: Attempt) -> bool:
+        return self.welcomed and attempt.connection == self._connection
 
-    def _manifests(self) -> list[_Manifest]:
-        return [running.manifest for running in self._running.values()] + [kept.manifest for kept in self._kept.values()]
-
-    def _wrote(self, key: Key, manifest: _Manifest, piece: bytes) -> list[Action]:
+    def _wrote(self, attempt: Attempt, piece: bytes) -> list[Action]:
         self._recent.append(piece)
         self._recent_size += len(piece)
         while self._recent_size > MAX_RECENT_BYTES:
             self._recent_size -= len(self._recent.popleft())
-        if not manifest.add(piece):
-            return [Log("manifest_cut", (("job", key[0]), ("attempt", key[1])))]
-        return manifest.unsent(key) if self.welcomed else []
+        if not attempt.manifest.add(piece):
+            return [Log("manifest_cut", (("job", attempt.key[0]), ("attempt", attempt.key[1])))]
+        return [*attempt.written()] if self._speaks_of(attempt) else []
 
-    def _settle(self, key: Key, outcome: bytes, now: float) -> list[Action]:
-        manifest = self._running[key].manifest
-        self._forget(key)
-        fields = messages.encode_fields([("job", key[0]), ("attempt", key[1])]) + outcome
-        self._kept[key] = _Kept((b"RESULT", fields), manifest, now, now)
-        return self._send_kept([key], now) if self.welcomed else []
+    def _settle(self, attempt: Attempt, outcome: bytes, now: float) -> list[Action]:
+        self._end(attempt)
+        attempt.outcome = outcome
+        dropped = self._keep(attempt, now)
+        return [*dropped, *(self._send_result(attempt, now) if self._speaks_of(attempt) else ())]
 
-    def _send_kept(self, keys: list[Key], now: float) -> list[Action]:
-        """Results, each after what is left of its manifest."""
-        actions: list[Action] = []
-        for key in keys:
-            kept = self._kept[key]
-            kept.sent = now
-            actions += [*kept.manifest.unsent(key), Send(kept.frames)]
-        return actions
+    def _keep(self, attempt: Attempt, now: float) -> list[Action]:
+        attempt.ended_at = now
+        self._kept[attempt.key] = attempt
+        too_many = len(self._running) + len(self._kept) > MAX_ATTEMPTS  # only what former incarnations left can be
+        return [self._drop(next(iter(self._kept)))] if too_many else []
 
-    def _forget(self, key: Key) -> None:
-        ended = self._running.pop(key)
-        if ended.due is not None and not ended.lost:
-            self._marks.failed(ended.due)
-        del self._attempt[key[0]]
+    def _drop(self, key: Key) -> Log:
+        del self._kept[key]
+        return Log("result_dropped", (("job", key[0]), ("attempt", key[1])))
 
-    def _kill_all(self, why: str) -> list[Action]:
-        for state in self._running.values():
-            state.lost = state.lost or why
-        return [Tell(key, Kind.KILL) for key in self._running]
+    def _send_result(self, attempt: Attempt, now: float) -> list[Action]:
+        attempt.sent_at = now
+        return [*attempt.ended()]
+
+    def _end(self, attempt: Attempt) -> None:
+        del self._running[attempt.key], self._attempt[attempt.key[0]]
+        if attempt.due is not None:
+            self._marks.failed(attempt.due)
+
+    def _end_all(self) -> list[Action]:
+        return [Tell(key, Kind.KILL, number=ENDED_BY_AGENT) for key in self._running]
 
     # ---- time
 
@@ -393,19 +392,14 @@ class Session:
         actions: list[Action] = []
         if self.welcomed:
             actions.append(self._heartbeat(event.load, now))
-            actions += self._send_again(now)
-        elif self.connected and now - self._registered_at >= 1:
+            for attempt in self._kept.values():
+                if attempt.connection == self._connection and now - attempt.sent_at >= RESEND_SECONDS:
+                    actions += self._send_result(attempt, now)
+            return [*actions, *self._leave_when_idle(now)]
+        if self.connected and not self._registered:  # it was refused
             actions.append(self._register(now))
-        if self._running and now >= self.lease_until:
-            actions.append(Log("lease_over", (("running", len(self._running)),)))
-            actions += self._kill_all("the agent's lease was over: it had not heard from the distributor")
-        for key in [key for key, kept in self._kept.items() if now - kept.made > ORPHAN_SECONDS]:
-            del self._kept[key]
-            actions.append(Log("result_dropped", (("job", key[0]), ("attempt", key[1]))))
-        return [*actions, *self._leave_when_idle(now)]
-
-    def _send_again(self, now: float) -> list[Action]:
-        return self._send_kept([key for key, kept in self._kept.items() if now - kept.sent >= RESEND_SECONDS], now)
+        late = [key for key, kept in self._kept.items() if now - max(kept.ended_at, self._unheard_since) > ORPHAN_SECONDS]
+        return [*actions, *map(self._drop, late), *self._leave_when_idle(now)]
 
     def _drain(self) -> list[Action]:
         if self.draining:
@@ -422,22 +416,31 @@ class Session:
         return []
 
 
+def _key(fields: Fields) -> Key:
+    return fields.name("job"), fields.number("attempt")
+
+
+def _stream(fields: Fields) -> int:
+    stream = _STREAM_NUMBERS.get(fields.get("stream") or b"stdin")
+    if stream is None:
+        raise ProtocolError("field stream names no stream")
+    return stream
+
+
 def _send(verb: str, pairs: list[tuple[str, Value]] | None = None, *bodies: bytes) -> Send:
     return Send(tuple(messages.encode(verb, pairs or (), *bodies)))
-
-
-def _infrastructure(reason: str) -> bytes:
-    return messages.encode_fields([("error", "infrastructure"), ("reason", reason)])
 
 
 _HANDLERS: Final[dict[str, Callable[[Session, Received, float], list[Action]]]] = {
     "WELCOME": Session._welcome,
     "LEASE": Session._lease,
     "ASSIGN": Session._assign,
+    "ATTACH": Session._attach,
     "INPUT": Session._input,
     "CREDIT": Session._credit,
     "CLOSE": Session._close,
     "SIGNAL": Session._signal,
+    "NOTED": Session._noted,
     "KILL": Session._kill,
     "ACK": Session._ack,
     "DRAIN": Session._drain_asked,
