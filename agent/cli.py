@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ import psutil
 
 from dwrap.agent import environment, workplace
 from dwrap.agent.accounts import Accounts
+from dwrap.agent.former import Former
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.registration import Registration
@@ -76,15 +78,18 @@ def main(
         slots = slots or environment.processors()
         name = name or socket.gethostname()
         survey = Survey(checked_roots, views)
-        session = Session(_registration(name, slots, checked_roots, checked_labels, tree, allow_root))
-        session.registration = replace(session.registration, records=views != "never", mounted=survey.first(accept_flaws))
-        with workplace.claim(work) as folder:
+        known = _registration(name, slots, checked_roots, checked_labels, tree, allow_root)
+        known = replace(known, records=views != "never", mounted=survey.first(accept_flaws))
+        with workplace.claim(work, name) as folder:
+            session = Session(replace(known, incarnation=workplace.incarnation(folder)))
+            former = Former(work, name, folder)
             workplace.become_subreaper()
             runners = Runners(program, folder, checked_roots, tree)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
             with _systemd():
-                link = Link(endpoint.address, session, runners, accounts, load, lambda: _say_ready(name, slots), survey=survey.news)
+                ready = partial(_say_ready, name, slots)
+                link = Link(endpoint.address, session, runners, former, accounts, load, ready, survey=survey.news)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 end = link.run()
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from dwrap.agent import events as e
 from dwrap.agent.accounts import Accounts, Refusal
+from dwrap.agent.former import Former
 from dwrap.agent.load import Load
 from dwrap.agent.runner import Runner, Runners, StartError
 from dwrap.agent.session import Session
@@ -51,6 +52,7 @@ class Link:
         endpoint: str,
         session: Session,
         runners: Runners,
+        former: Former,
         accounts: Accounts,
         load: Load,
         on_ready: Callable[[], None],
@@ -61,6 +63,7 @@ class Link:
         self._endpoint = endpoint
         self._session = session
         self._runners = runners
+        self._former = former
         self._accounts = accounts
         self._load = load
         self._on_ready = on_ready
@@ -150,9 +153,16 @@ class Link:
         self._runners.reap()
         self._runners.kill_orphans()
         self._feed(e.Tick(self._load.sample(now)))
+        self._look_back()
         mounted = self._survey()
         if mounted is not None:
             self._feed(mounted)
+
+    def _look_back(self) -> None:
+        try:
+            self._feed(self._former.look())
+        except OSError as error:  # a shortage: what is there still will be there next time
+            log.warning("cannot look at what agents before this one left: %s", error)
 
     def _take_messages(self) -> None:
         dealer = self._dealer
@@ -197,6 +207,11 @@ class Link:
                 self._tell(action)
             case e.Start():
                 self._start(action)
+            case e.Lease():
+                self._runners.lease(action.until)
+            case e.Forget():
+                self._runners.forget(action.key)
+                self._former.forget(action.key)
             case e.Log():
                 log.info("%s%s", action.event, "".join(f" {key}={value}" for key, value in action.fields))
             case e.Ready():
@@ -219,7 +234,8 @@ class Link:
             identity = self._accounts.identity(start.fields.number("uid"), gid, groups, self._clock())
             runner = self._runners.start(start, identity)
         except (Refusal, StartError, messages.ProtocolError) as error:
-            self._feed(e.RunnerSaid(start.key, e.Kind.REJECTED, 0, 0, str(error).encode()))
+            is_ours = isinstance(error, StartError)
+            self._feed(e.RunnerSaid(start.key, e.Kind.REJECTED, 0, is_ours, str(error).encode()))
             return
         self._live[start.key] = self._by_fd[runner.fileno()] = runner
         self._watch_runner(runner)

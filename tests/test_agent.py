@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,16 +19,19 @@ from dwrap.protocol.messages import Fields, Value
 
 AGENT = (sys.executable, "-c", "from dwrap.agent.cli import main; main()")
 SECONDS = 15.0
+NAME = f"j1:1:{os.geteuid()}"  # of the attempt that `assign` makes
 
 
 class Distributor:
-    """Says what a test tells it to, and answers heartbeats."""
+    """Says what a test tells it to, and answers heartbeats and questions."""
 
     def __init__(self, folder: Path) -> None:
         self.endpoint = f"ipc://{folder}/d.sock"
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.agent = b""
         self.manifest = b""
+        self.lease_ms = 10_000
+        self.renews = self.notes = True
         self.open()
 
     def open(self) -> None:
@@ -47,8 +51,10 @@ class Distributor:
         while self.router.poll(int(max(0, deadline - time.monotonic()) * 1000)):
             self.agent, *frames = self.router.recv_multipart()
             verb, fields, bodies = messages.parse(frames)
-            if verb == "HEARTBEAT":
-                self.say("LEASE", epoch=1, lease_ms=10_000)
+            if verb == "HEARTBEAT" and self.renews:
+                self.say("LEASE", epoch=1, lease_ms=self.lease_ms)
+            if verb == "MADE" and fields.flag("ask") and self.notes:
+                self.say("NOTED", job=fields.name("job"), attempt=fields.number("attempt"), seq=fields.number("seq"))
             if verb == "MANIFEST":
                 self.manifest += bodies[0]
             if verb == wanted:
@@ -57,8 +63,11 @@ class Distributor:
 
     def welcome(self) -> Fields:
         fields, _ = self.hear("REGISTER")
-        self.say("WELCOME", epoch=1, token="secret", lease_ms=10_000)
+        self.say("WELCOME", epoch=1, token="secret", lease_ms=self.lease_ms)
         return fields
+
+    def attach(self, job: str = "j1", stdout: int = 0, stderr: int = 0) -> None:
+        self.say("ATTACH", job=job, attempt=1, stdout=stdout, stderr=stderr, stdout_limit=65_536 + stdout, stderr_limit=65_536 + stderr)
 
     def assign(self, script: str, job: str = "j1", claims: bytes = b"stdin=null\0", uid: int | None = None, **more: int) -> None:
         who = os.geteuid() if uid is None else uid
@@ -118,21 +127,83 @@ def test_jobs_of_others_are_rejected(distributor: Distributor, agent: subprocess
     distributor.assign("true", uid=54_321)
     fields, _ = distributor.hear("REJECT")
     assert "54321" in fields.text("reason")
+    assert not fields.flag("fault")
 
 
 def test_a_job_lives_through_a_torn_connection(distributor: Distributor, agent: subprocess.Popen[str], tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     distributor.welcome()
-    distributor.assign(f"echo up; cat {gate}; echo down")
+    distributor.assign(f"read line; echo up $line; cat {gate}; echo down", claims=b"stdin=stream\0")
+    distributor.hear("CREDIT")
+    distributor.say("INPUT", b"in\n", job="j1", offset=0, eof=1)
     distributor.hear("OUTPUT")
     distributor.close()
-    distributor.open()
-    assert distributor.welcome().texts("running") == ("j1:1",)
     gate.write_bytes(b"")
+    distributor.open()
+    assert NAME in [*(fields := distributor.welcome()).texts("running"), *fields.texts("kept")]
+    distributor.hear("HEARTBEAT")
+    distributor.attach(stdout=3)
     fields, bodies = distributor.hear("OUTPUT")
-    assert (fields.number("offset"), bodies) == (3, (b"down\n",))
+    heard = bodies[0] if fields.number("offset") == 3 else b""
+    credit, _ = distributor.hear("CREDIT")
+    assert (credit.number("limit") >= 4_096, credit.number("received")) == (True, 3)
+    while heard != b"in\ndown\n":
+        fields, bodies = distributor.hear("OUTPUT")
+        assert fields.number("offset") == 3 + len(heard)
+        heard += bodies[0]
     assert distributor.hear("RESULT")[0].number("status") == 0
+
+
+def test_a_job_ends_with_the_lease_though_nobody_says_so(distributor: Distributor, tmp_path: Path) -> None:
+    distributor.lease_ms, distributor.renews = 1_500, False
+    process = start(distributor.endpoint, "--root", str(tmp_path), work=tmp_path / "work")
+    try:
+        distributor.welcome()
+        distributor.assign("echo up; exec sleep 1000")
+        result, _ = distributor.hear("RESULT")
+        assert (result.text("error"), result.flag("repeat"), result.number("stdout_bytes")) == ("lost", True, 3)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_agent_tells_how_the_jobs_of_one_that_was_killed_ended(distributor: Distributor, tmp_path: Path) -> None:
+    words, work = (distributor.endpoint, "--root", str(tmp_path)), tmp_path / "work"
+    process = start(*words, work=work)
+    try:
+        first = distributor.welcome().text("incarnation")
+        distributor.assign("echo up; exec sleep 1000")
+        distributor.hear("OUTPUT")
+        process.kill()
+        process.communicate()
+        process = start(*words, work=work)
+        fields = distributor.welcome()
+        assert fields.text("incarnation") not in ("", first)
+        while not fields.texts("former"):
+            fields = distributor.welcome()
+        assert (fields.texts("former"), fields.texts("running"), fields.texts("kept")) == ((first,), (), (NAME,))
+        assert fields.number("leftover") == 0
+        distributor.hear("HEARTBEAT")
+        distributor.attach(stdout=3)
+        result, _ = distributor.hear("RESULT")
+        assert (result.text("error"), result.flag("repeat")) == ("lost", True)
+        distributor.say("ACK", job="j1", attempt=1)
+        distributor.close()
+        distributor.open()
+        assert distributor.welcome().texts("kept") == ()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_agent_that_cannot_start_runners_says_that_it_is_its_own_fault(
+    distributor: Distributor, agent: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    incarnation = distributor.welcome().text("incarnation")
+    shutil.rmtree(tmp_path / "work" / incarnation)
+    distributor.assign("true")
+    assert distributor.hear("REJECT")[0].flag("fault")
 
 
 def test_term_drains_and_int_kills(distributor: Distributor, agent: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -145,7 +216,7 @@ def test_term_drains_and_int_kills(distributor: Distributor, agent: subprocess.P
     assert "leaving" in distributor.hear("REJECT")[0].text("reason")
     agent.send_signal(signal.SIGINT)
     result, _ = distributor.hear("RESULT")
-    assert result.text("error") == "infrastructure"
+    assert result.text("error") == "lost"
     distributor.say("ACK", job="j1", attempt=1)
     assert agent.wait(SECONDS) == 0
     assert not list((tmp_path / "work").iterdir())
@@ -170,6 +241,29 @@ def test_whether_it_records_is_what_the_operator_says(distributor: Distributor, 
         assert result.number("status") == 0
         assert (result.text("outputs") == "coherent") != told
         assert (b" %b\0" % os.fsencode(file) in distributor.manifest) == told, "entries of what it wrote come before the result"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_name_is_made_once_the_distributor_knows_of_it(distributor: Distributor, tmp_path: Path) -> None:
+    distributor.notes = False
+    process = start(distributor.endpoint, "--views", "always", "--root", str(tmp_path), work=tmp_path / "work")
+    try:
+        distributor.welcome()
+        file = tmp_path / "made"
+        distributor.assign(f"echo made > {file}", views=1, burst=1)
+        fields, _ = distributor.hear("MADE")
+        assert (fields.texts("path"), fields.flag("ask")) == ((str(file),), True)
+        distributor.close()
+        distributor.open()
+        distributor.welcome()
+        assert distributor.hear("MADE")[0].number("seq") == fields.number("seq")
+        assert not file.exists()
+        distributor.say("NOTED", job="j1", attempt=1, seq=fields.number("seq"))
+        distributor.attach()
+        result, _ = distributor.hear("RESULT")
+        assert (result.number("status"), file.read_text()) == (0, "made\n")
     finally:
         process.kill()
         process.communicate()

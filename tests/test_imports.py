@@ -14,7 +14,8 @@ FILES = [file for room in ROOMS for file in sorted((TOP / room).glob("*.py"))]
 OUTSIDE = {"zmq", "socket", "subprocess", "time", "os", "select", "selectors", "signal", "threading", "asyncio", "psutil", "click", "http"}
 CORES = ("distributor/scheduler.py", "distributor/queue.py", "distributor/placement.py", "distributor/policy.py",
          "distributor/events.py", "distributor/job.py", "distributor/journal.py", "distributor/bursts.py", "distributor/views.py",
-         "agent/session.py", "agent/marks.py", "protocol/messages.py", "protocol/manifest.py")  # fmt: skip
+         "agent/session.py", "agent/attempt.py", "agent/registration.py", "agent/marks.py",
+         "protocol/messages.py", "protocol/manifest.py")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:
