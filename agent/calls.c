@@ -1,4 +1,4 @@
-/* The system calls by which a command changes names or opens for writing: their numbers, and where each finds its paths.
+/* The system calls by which a command changes names, opens for writing or runs a program: their numbers, and where each finds its paths.
  * Data only, the one place for it; trace.c makes the filter from it and reads the arguments by it. */
 #include "agent/calls.h"
 
@@ -44,6 +44,8 @@ const struct call calls[] = {
     {{261, 299, NO}, WATCH, NO, {{0, 1, EFFECT_TOUCH}}},                                                    /* futimesat */
     {{280, 320, 88}, WATCH, NO, {{0, 1, EFFECT_TOUCH}}},                                                    /* utimensat */
     {{NO, 412, NO}, WATCH, NO, {{0, 1, EFFECT_TOUCH}}},                                                     /* utimensat_time64 */
+    {{59, 11, 221}, WATCH, NO, {{CWD, 0, EFFECT_RUN}}},                                                     /* execve */
+    {{322, 358, 281}, WATCH, NO, {{0, 1, EFFECT_RUN}}},                                                     /* execveat */
     /* After these a path may name something else than it does here. */
     {{165, 21, 40}, WATCH, NO, {{NO, NO, EFFECT_NEW_ROOT}}},                                                /* mount */
     {{429, 429, 429}, WATCH, NO, {{NO, NO, EFFECT_NEW_ROOT}}},                                              /* move_mount */

@@ -30,6 +30,7 @@ enum effect {
     EFFECT_TOUCH,    /* its mode, owner or times are changed */
     EFFECT_BIND,     /* as MAKE, the path is in a socket address */
     EFFECT_CONNECT,
+    EFFECT_RUN, /* the program at this path takes the process over */
     EFFECT_NEW_ROOT,
     EFFECT_LISTENER,
 };

@@ -101,15 +101,16 @@ union passed { /* one descriptor as the kernel lays it out */
     char room[CMSG_SPACE(sizeof(int))];
 };
 
-/* The last step before exec: from here on every call of the recorder's table waits for the runner. */
-static bool be_heard(int report_fd)
+/* The last step before exec: from here on every call of the recorder's table waits for the runner. Where nothing will be heard the
+ * command waits here until that is known. */
+static bool be_heard(const struct spec *spec, int report_fd)
 {
     struct failure word = {.stage = STAGE_HEARD};
-    int listener = trace_install();
+    int listener = spec->unheard ? -1 : trace_install();
     union passed passed = {0};
     struct iovec part = {&word, sizeof word};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    word.error = listener < 0 ? errno : 0;
+    word.error = listener < 0 && !spec->unheard ? errno : 0;
     if (listener >= 0) {
         message.msg_control = &passed;
         message.msg_controllen = sizeof passed;
@@ -119,7 +120,13 @@ static bool be_heard(int report_fd)
     bool sent = sendmsg(report_fd, &message, MSG_NOSIGNAL) == (ssize_t)sizeof word;
     if (listener >= 0)
         close(listener);
-    return sent;
+    char go;
+    return sent && (listener >= 0 || recv(report_fd, &go, sizeof go, 0) == (ssize_t)sizeof go);
+}
+
+void command_let_begin(int report_fd)
+{
+    send(report_fd, "", 1, MSG_NOSIGNAL); /* a command that is gone has nothing to begin */
 }
 
 bool command_report(int report_fd, struct failure *word, int *listener)
@@ -151,7 +158,7 @@ _Noreturn void command_become(const struct spec *spec, const int stdio[3], int r
     if (chdir(spec->cwd) != 0)
         fail(report_fd, STAGE_CWD, "chdir");
     take_signals(spec);
-    if (spec->views && !spec->unheard && !be_heard(report_fd))
+    if (!spec->probed && !be_heard(spec, report_fd))
         fail(report_fd, STAGE_SETUP, "seccomp");
     environ = (char **)(uintptr_t)spec->envp; /* execvpe looks PATH up in it; neither list is written to */
     execvpe(spec->argv[0], (char **)(uintptr_t)spec->argv, environ);

@@ -40,7 +40,6 @@ struct work {
     struct outputs result;
     struct list outputs, directories, read;
     struct buffer entries;
-    char **real_roots;
     char last[PATH_ROOM], last_real[PATH_ROOM]; /* the directory resolved last: outputs come in rows */
 };
 
@@ -102,17 +101,6 @@ static void list_free(struct list *list)
 
 /* ---- where a path leads ---- */
 
-/* A root may be a link, and lead elsewhere on each host: below it paths are written with its name. */
-static void name_by_root(const struct work *work, char path[PATH_ROOM])
-{
-    char named[PATH_ROOM];
-    for (size_t i = 0; !spec_is_shared(work->spec, path) && i < work->spec->root_count; i++)
-        if (work->real_roots[i] && path_is_below(path, work->real_roots[i]) &&
-            path_join(named, sizeof named, "/", work->spec->roots[i]) &&
-            path_join(named, sizeof named, named, path[strlen(work->real_roots[i])] ? path + strlen(work->real_roots[i]) + 1 : "."))
-            strcpy(path, named);
-}
-
 /* Follows the links on the way to the last name, not that itself. False when its directory is there no more. */
 static bool resolve(struct work *work, const char *path, char out[PATH_ROOM])
 {
@@ -128,7 +116,7 @@ static bool resolve(struct work *work, const char *path, char out[PATH_ROOM])
     }
     bool fits = path_join(out, PATH_ROOM, "/", work->last_real) && path_join(out, PATH_ROOM, out, name);
     if (fits)
-        name_by_root(work, out);
+        (void)spec_name_by_root(work->spec, out);
     return fits;
 }
 
@@ -233,8 +221,7 @@ static void mark_read(void *to, const char *directory)
     strcpy(work->last, path);
     if (!path_real(path, work->last_real) || !path_join(real, sizeof real, "/", work->last_real))
         return;
-    name_by_root(work, real);
-    bool known = !spec_is_shared(work->spec, real);
+    bool known = !spec_name_by_root(work->spec, real);
     for (size_t i = 0; !known && i < work->read.count; i++)
         known = strcmp(work->read.all[i].path, real) == 0;
     if (!known)
@@ -352,19 +339,8 @@ static void tell_directories(struct work *work)
     free(files.data);
 }
 
-static void find_roots(struct work *work)
-{
-    char real[PATH_ROOM];
-    work->real_roots = calloc(work->spec->root_count + 1, sizeof *work->real_roots);
-    for (size_t i = 0; work->real_roots && i < work->spec->root_count; i++)
-        work->real_roots[i] = path_real(work->spec->roots[i], real) && real[1] ? strdup(real) : NULL;
-}
-
 static void forget(struct work *work)
 {
-    for (size_t i = 0; i < work->spec->root_count; i++)
-        free(work->real_roots[i]);
-    free(work->real_roots);
     list_free(&work->outputs);
     list_free(&work->directories);
     list_free(&work->read);
@@ -379,10 +355,9 @@ struct outputs outputs_flush(const struct spec *spec, const struct trace *trace,
         fail(&work, spec->cwd, EPERM);
         return work.result;
     }
-    find_roots(&work);
-    for (size_t i = 0; work.real_roots && i < trace->record.count; i++)
+    for (size_t i = 0; i < trace->record.count; i++)
         gather(&work, trace->record.paths[i].path, trace->record.paths[i].flags);
-    if (trace->why && work.real_roots) {
+    if (trace->why) {
         scan_job(spec, started, &(struct found){&work, gather_file, gather_directory});
         write_back_all(&work, spec->cwd, strlen(spec->cwd));
     }

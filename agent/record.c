@@ -148,3 +148,12 @@ bool path_real(const char *path, char out[PATH_ROOM])
         out[size] = '\0';
     return size > 0 && out[0] == '/';
 }
+
+bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
+{
+    char above[PATH_ROOM], real[PATH_ROOM];
+    const char *name = path_split(path, above);
+    bool found = name && identity_assume(spec) && path_real(above, real);
+    identity_drop(spec);
+    return found && path_join(out, PATH_ROOM, real, name);
+}

@@ -6,8 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A reason is one line, whatever the names in it hold. */
-static void make_printable(char *text, size_t size)
+void make_printable(char *text, size_t size)
 {
     for (size_t i = 0; i < size; i++)
         if (((unsigned char)text[i] < ' ' && text[i] != '\0') || text[i] == 127)
@@ -34,7 +33,9 @@ static const char *exec_error_word(int error)
 static void add_outcome(struct run *run, struct report *report, const struct outputs *outputs)
 {
     const struct failure *failure = &run->failure;
-    if (failure->stage == STAGE_CWD)
+    if (run->lost && run->emptied)
+        add(report, "error=lost%creason=%s", 0, run->lost);
+    else if (failure->stage == STAGE_CWD)
         add(report, "error=cwd%creason=cannot enter %.400s on this agent: %s", 0, run->spec.cwd, strerror(failure->error));
     else if (failure->stage == STAGE_EXEC)
         add(report, "error=%s%creason=cannot run %.400s: %s", exec_error_word(failure->error), 0, run->spec.argv[0],
@@ -47,6 +48,40 @@ static void add_outcome(struct run *run, struct report *report, const struct out
         add(report, "error=infrastructure%creason=the job's process tree was lost", 0);
     else
         add(report, "status=%d", run->status);
+}
+
+/* How often the kernel has killed for want of memory; 0 when it does not say. */
+static uint64_t count_memory_kills(void)
+{
+    char line[128];
+    unsigned long long count = 0;
+    FILE *counters = fopen("/proc/vmstat", "re");
+    while (counters && count == 0 && fgets(line, sizeof line, counters))
+        if (sscanf(line, "oom_kill %llu", &count) != 1)
+            count = 0;
+    if (counters)
+        fclose(counters);
+    return count;
+}
+
+/* A name as it is, whatever bytes are in it. */
+static void add_made(struct report *report, const char *path)
+{
+    int size = snprintf(report->text + report->size, sizeof report->text - report->size, "made=%s", path);
+    if (size > 0 && report->size + (size_t)size < sizeof report->text)
+        report->size += (size_t)size + 1;
+}
+
+/* Names whose calls were never let go on were not made. */
+static void add_repeat(struct run *run, struct report *report)
+{
+    const struct repeat *repeat = &run->trace.repeat;
+    if (run->emptied && repeat_is_possible(repeat))
+        add(report, "repeat=1");
+    if (run->main_ended && run->status != 0 && count_memory_kills() > run->spec.oom)
+        add(report, "memory=1");
+    for (size_t i = 0; i < repeat->made.count && i < repeat->cleared; i++)
+        add_made(report, repeat->made.paths[i].path);
 }
 
 static long milliseconds(struct timeval time) { return time.tv_sec * 1000 + time.tv_usec / 1000; }
@@ -82,4 +117,5 @@ void report_write(struct report *report, struct run *run, const struct outputs *
     add(report, "max_rss_bytes=%lld", (long long)run->usage.ru_maxrss * 1024);
     add(report, "tree=%s", run->spec.namespaces ? "pidns" : "subreaper");
     add_coherence(run, report, outputs);
+    add_repeat(run, report);
 }

@@ -16,9 +16,13 @@ struct run {
     struct failure failure; /* of the start; stage 0: none */
     const char *scratch;
     int report_fd; /* -1: nothing more will come */
+    int lease_timer; /* -1: no lease */
+    bool held_up;  /* the command is not heard, and has not begun */
     enum phase phase;
     int64_t deadline_ms; /* of the phase; 0: none */
     bool main_ended, orphaned;
+    bool emptied;     /* the holder has seen the end of all of its tree */
+    const char *lost; /* why it was ended, not by itself and not for its submitter; or NULL */
     bool meddled;    /* a signal, a kill or a closed stream came: it cannot be started again as if nothing had been */
     bool start_over; /* its tree is being killed in order to start it again */
     bool reran;
@@ -34,8 +38,28 @@ struct run {
 
 struct report {
     size_t size;
-    char text[4096];
+    char text[MAX_PACKET_BYTES - sizeof(struct packet)];
 };
+
+/* ---- relay.c ---- */
+
+int64_t now_ms(void);
+/* From the start of the command until its tree is empty and its output is delivered, or held back. */
+void relay(struct run *run);
+/* Nobody has seen anything of the command, and it has taken nothing: it can be started again. */
+bool is_untouched(const struct run *run);
+/* Waits until what has no room in the socket is on its way. */
+void send_stashed(struct control *control);
+/* What was held back goes out before anything else is told. */
+void deliver_held(struct run *run);
+
+/* ---- runfile.c: what outlives the agent ---- */
+
+/* Leaves the result where the agent after this one finds it. */
+void runfile_write(const struct spec *spec, const struct report *report, const struct outputs *outputs);
+void runfile_remove(const struct spec *spec);
+
+/* ---- report.c ---- */
 
 /* Writes the fields of RESULT. */
 void report_write(struct report *report, struct run *run, const struct outputs *outputs, int64_t flush_ms);

@@ -1,20 +1,27 @@
 /* The runner: one process per job, which it serves for the agent (runner.py) over descriptor 3.
  *
- * Knows how to hold one command: its identity, streams, process tree, outputs. Does not know the network, the distributor,
- * leases, or any other job.
+ * Knows how to hold one command: its identity, streams, process tree, outputs, and until when it may. Does not know the network,
+ * the distributor, or any other job.
  *
  * The agent starts the program once: the starter (starter.c), which forks a runner for each packet of one byte that brings two
  * descriptors over its AF_UNIX SOCK_SEQPACKET socket, descriptor 3, and answers with two int32: the runner's pid, or -1 and errno.
  * In the runner descriptor 3 is the first of the two, a socket of the same kind. A packet on it is `struct packet` in host
  * order, then a payload:
  *   agent to runner   INPUT  number=offset, payload=bytes of stdin; no payload: end of file
- *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number      KILL
+ *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number
+ *                     KILL number=1: the agent ends it, 0: its submitter is gone
+ *                     NOTED number=seq (the distributor knows all that MADE told up to it)
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
  *                     APPLIED (the view agrees with the spec's entries)    MANIFEST payload=entries (all before ENDED)
- *                     REJECTED payload=reason (nothing was started)        ENDED payload=the fields of RESULT
- * End of file on it means that the agent is gone: the tree is killed and the runner ends.
+ *                     MADE number=seq (1, 2, ...), stream=1 when it waits for NOTED, payload=a field `path` or `beyond`
+ *                     REJECTED payload=reason (nothing was started), number=1 when it is the agent's own trouble
+ *                     ENDED payload=the fields of RESULT
+ * End of file on it means that the agent is gone: a job that may be run again is killed, another is let finish unheard (relay.c).
  * The other, descriptor 4, is the spec, a memfd: six uint32 lengths, then the agent's fields, the submitter's claims, argv, env,
- * the entries that the submitter saw, the entries that the journal brought. */
+ * the entries that the submitter saw, the entries that the journal brought.
+ *
+ * The starter is given two more: descriptor 5, a memfd that holds the end of the agent's lease (lease.c), and descriptor 6, the
+ * directory of the records, locked: whoever finds it free knows that no process of this agent's jobs lives. */
 #ifndef DWRAP_RUNNER_H
 #define DWRAP_RUNNER_H
 
@@ -27,11 +34,13 @@
 
 #define CONTROL_FD 3
 #define SPEC_FD 4
+#define LEASE_FD 5
+#define RUNS_FD 6 /* held, never used: the lock lives as long as the last process that has it */
 #define MAX_PACKET_BYTES (16 + 32 * 1024)
 #define MAX_REASON 512
 
 enum packet_kind { PACKET_INPUT = 1, PACKET_CREDIT, PACKET_CLOSE, PACKET_SIGNAL, PACKET_KILL, PACKET_OUTPUT, PACKET_REJECTED, PACKET_ENDED,
-                   PACKET_APPLIED, PACKET_MANIFEST };
+                   PACKET_APPLIED, PACKET_MANIFEST, PACKET_MADE, PACKET_NOTED };
 
 struct packet {
     uint32_t kind;
@@ -56,6 +65,8 @@ struct limit {
 struct spec {
     /* the agent's own word */
     const char *job, *cwd, *work;
+    const char *run; /* the file for the result; "": none */
+    uint64_t oom;    /* how often the kernel had killed for want of memory before */
     uid_t uid;
     gid_t gid, *groups;
     size_t group_count;
@@ -65,8 +76,9 @@ struct spec {
     bool views;        /* record what the command writes; make this host's view agree with the entries first */
     bool refresh;      /* and with the server, whatever is cached near the job */
     bool unheard;      /* start it without a recorder: it has one of its own */
-    const char **roots, **paths;
-    size_t root_count, path_count;
+    bool probed;       /* no job: nobody listens at all */
+    const char **roots, **paths, **undo;
+    size_t root_count, path_count, undo_count;
     /* the submitter's claims */
     int umask, nice; /* umask -1: the agent's own */
     bool has_nice, seekable;
@@ -99,10 +111,12 @@ struct failure {
     char what[32];
 };
 
-/* Becomes the command; on failure writes a struct failure to report_fd and exits. The recorder's listener goes there too. */
+/* Becomes the command; on failure writes a struct failure to report_fd and exits. The recorder's listener goes there too; where
+ * there is none the command does not begin before command_let_begin. */
 _Noreturn void command_become(const struct spec *spec, const int stdio[3], int report_fd);
 /* The runner's end of it: the next word, and the descriptor that came with it, or -1. False when there is none. */
 bool command_report(int report_fd, struct failure *word, int *listener);
+void command_let_begin(int report_fd);
 
 /* ---- identity.c: acting as the submitter inside the runner ---- */
 
@@ -265,6 +279,32 @@ bool path_is_below(const char *path, const char *root);
 const char *path_split(const char *path, char above[PATH_ROOM]);
 /* Where it leads, links followed. False when nothing is there, or it may not be reached. */
 bool path_real(const char *path, char out[PATH_ROOM]);
+/* The same path with its directory as the kernel finds it now, asked as the user. */
+bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM]);
+
+/* ---- repeat.c: may it be run again? ---- */
+
+/* What of that the agent must know comes as facts, numbered from 1: each name that was made, and at last why it is beyond. */
+struct repeat {
+    struct record made;
+    char beyond[MAX_REASON]; /* why there can be no other attempt; "": there can */
+    uint64_t sent, cleared;  /* how many facts were sent; how many are known to whoever must know, so that their calls go on */
+};
+
+uint64_t repeat_facts(const struct repeat *repeat);
+/* Writes a fact as a field of MADE. Its size. */
+size_t repeat_fact(const struct repeat *repeat, uint64_t number, char out[PATH_ROOM + 8]);
+/* Has it, as far as its calls were let go on, only made what was not there? */
+bool repeat_is_possible(const struct repeat *repeat);
+void repeat_rule_out(struct repeat *repeat, const char *why);
+/* A call is about to be let go on that opens this path, makes it, changes or removes what is there, gives `from` its name, runs it. */
+void repeat_opens(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, uint64_t how);
+void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *path);
+void repeat_changes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, bool follows);
+void repeat_places(struct repeat *repeat, const struct spec *spec, const char *path, const char *from);
+void repeat_runs(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch);
+/* Is it no name of a tree at all: a device, a process, or in the private TMPDIR? */
+bool path_is_private(const char *path, const char *scratch);
 
 /* ---- trace.c: hearing what the tree writes ---- */
 
@@ -274,15 +314,22 @@ struct trace {
     const char *scratch; /* the private TMPDIR is nobody else's business */
     bool wants_listener; /* the command asked for a seccomp listener of its own */
     bool may_start_over; /* then its call is not answered, for it is killed and started again without ours */
-    struct record record;
+    struct record record; /* with `views` */
+    struct repeat repeat;
+    struct waiting { /* calls that go on once so many facts are cleared */
+        uint64_t id, facts;
+    } *waiting;
+    size_t waiting_count, waiting_room;
 };
 
 /* In the child that becomes the command, last of all: the listener's descriptor, or -1 with errno. */
 int trace_install(void);
 void trace_start(struct trace *trace, int listener);
-/* Answers one call, which waits. False when there is nothing left to hear. */
+/* Hears one call, and lets it go on unless it has to wait. False when there is nothing left to hear. */
 bool trace_hear(struct trace *trace, const struct spec *spec);
-/* From here on the record is not the whole truth. */
+/* So many facts are known where they must be: lets go on what waited for them. */
+void trace_clear(struct trace *trace, uint64_t facts);
+/* From here on the record is not the whole truth, and the attempt is beyond. */
 void trace_doubt(struct trace *trace, const char *why);
 void trace_end(struct trace *trace);
 
@@ -335,9 +382,33 @@ bool depfile_is_named(const char *path);
 /* Calls `found` with the directory of each prerequisite, as written; often with the same one in a row. */
 void depfile_read(int fd, void *to, void (*found)(void *to, const char *directory));
 
-/* ---- roots ---- */
+/* ---- undo.c: what a lost attempt made ---- */
+
+/* Removes it as the user, last to first. False with a reason: the command must not start here. */
+bool undo_all(const struct spec *spec, struct record *record, char reason[MAX_REASON]);
+
+/* ---- lease.c: until when jobs may run ---- */
+
+enum { BEYOND_SECONDS = 300 };
+
+/* In the starter: maps the agent's word, where there is one. */
+void lease_map(void);
+bool lease_is_over(void);
+/* A descriptor that is readable when it is time to look, or -1 without a lease. */
+int lease_timer(void);
+/* Is it over? If not, the timer is set to when it would be; `may_linger`: BEYOND_SECONDS later. */
+bool lease_look(int timer, bool may_linger);
+
+/* ---- roots.c ---- */
 
 /* Does it lie on the shared tree? */
 bool spec_is_shared(const struct spec *spec, const char *path);
+/* The same of a path as the kernel tells it, which is then written with the name of its root. As the user. */
+bool spec_name_by_root(const struct spec *spec, char path[PATH_ROOM]);
+
+/* ---- text ---- */
+
+/* A reason is one line, whatever the names in it hold. */
+void make_printable(char *text, size_t size);
 
 #endif

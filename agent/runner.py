@@ -5,7 +5,9 @@ Knows processes, descriptors and the spec's form. Does not know the network, lea
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import mmap
 import os
 import shutil
 import signal
@@ -14,13 +16,16 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Key, RunnerEnded, RunnerSaid, Start, Tell
+from dwrap.agent.workplace import RUNS
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
 
@@ -31,6 +36,10 @@ _LENGTHS: Final = struct.Struct("=6I")
 _ROOM: Final = _HEAD.size + messages.MAX_DATA_BYTES + 1
 _ANSWER: Final = struct.Struct("=ii")
 _CONTROL_FD: Final = 3
+_LEASE_FD: Final = 5
+_RUNS_FD: Final = 6
+RECORD: Final = struct.Struct("=III")  # of an attempt: the user, the length of RESULT's fields, the length of the entries (runfile.c)
+_COUNT_SECONDS: Final = 1.0
 _START_SECONDS: Final = 5.0  # a fork takes a fraction of a millisecond
 
 
@@ -125,14 +134,19 @@ class Runner:
 class Starter:
     """The process that forks runners (starter.c)."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, passed: Mapping[int, int] = MappingProxyType({})) -> None:
+        """`passed`: which of its descriptors are which of this process's, beside the socket."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._socket.settimeout(_START_SECONDS)
-            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL_FD)]
-            if theirs.fileno() == _CONTROL_FD:  # a descriptor put in its own place would be closed by exec
-                os.set_inheritable(theirs.fileno(), True)
+            # First out of the way: one that is put in its own place would be closed by exec, or be overwritten by another.
+            moved = {to: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for to, fd in {_CONTROL_FD: theirs.fileno(), **passed}.items()}
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in moved.items()]
             self.pid = os.posix_spawn(program, [program], {"LC_ALL": "C"}, file_actions=actions, setsigmask=())
+        finally:
+            for fd in moved.values():
+                os.close(fd)
 
     def fork(self, control: int, spec: int) -> int:
         """Forks a runner, a child of this process, with these descriptors. Returns its pid. Raises OSError, EOFError."""
@@ -152,8 +166,45 @@ class Starter:
         os.waitpid(self.pid, 0)
 
 
+class _MemoryKills:
+    """How often the kernel has killed for want of memory on this machine."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._read_at = -_COUNT_SECONDS
+
+    def count(self) -> int:
+        """At most a second old. 0 where the kernel does not tell."""
+        now = time.monotonic()
+        if now - self._read_at >= _COUNT_SECONDS:
+            self._read_at = now
+            with open("/proc/vmstat", "rb") as counters:
+                self._count = next((int(line.split()[1]) for line in counters if line.startswith(b"oom_kill ")), 0)
+        return self._count
+
+
+class Lease:
+    """Until when jobs may run, in memory that runners share (lease.c)."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("dwrap-lease", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, 8)
+        self._memory = mmap.mmap(self.fd, 8)
+        self._end = memoryview(self._memory).cast("Q")
+
+    def set(self, until_seconds: float) -> None:
+        """On the clock that counts suspend; 0 is no end."""
+        self._end[0] = int(until_seconds * 1e9)
+
+    def close(self) -> None:
+        """Runners that live go on with what they know."""
+        self._end.release()
+        self._memory.close()
+        os.close(self.fd)
+
+
 class Runners:
-    """All runners of this agent."""
+    """All runners of this agent. `work`/runs holds a record of each attempt, and is locked while anything of one lives."""
 
     def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str) -> None:
         self._program = os.fspath(program)
@@ -161,25 +212,59 @@ class Runners:
         self._fixed += [("root", root) for root in roots]
         self._unreaped: set[int] = set()
         self._starter: Starter | None = None
+        self._lease = Lease()
+        self._memory_kills = _MemoryKills()
+        self._folder = work / RUNS
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._runs = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._runs, fcntl.LOCK_SH)  # shared with every process that inherits the descriptor
         self.ended_cpu_seconds = 0.0
 
     def start(self, start: Start, identity: Identity) -> Runner:
         """Starts a runner for an assignment. Raises StartError; then nothing was started."""
         try:
-            with open(self._write_spec(start, identity), "rb", buffering=0) as spec:
-                mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with theirs:
-                    mine.setblocking(False)
-                    pid = self._fork(theirs.fileno(), spec.fileno())
+            pid, mine = self._start(start, identity)
         except OSError as error:
             raise StartError(f"the agent could not start a runner: {error.strerror or error}") from error
         self._unreaped.add(pid)
         return Runner(start.key, pid, mine)
 
+    def _start(self, start: Start, identity: Identity) -> tuple[int, socket.socket]:
+        with open(self._write_spec(start, identity), "rb", buffering=0) as spec:
+            self._record(start, identity)
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            mine.setblocking(False)
+            try:
+                with theirs:
+                    return self._fork(theirs.fileno(), spec.fileno()), mine
+            except OSError:
+                mine.close()
+                self.forget(start.key)
+                raise
+
+    def _path(self, key: Key) -> Path:
+        return self._folder / f"{key[0]}.{key[1]}"
+
+    def _record(self, start: Start, identity: Identity) -> None:
+        """Says that the attempt was started, before it can be. Whoever finds a file without this header knows that it was not."""
+        fd = os.open(self._path(start.key), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, RECORD.pack(start.fields.number("uid", identity.uid), 0, 0))
+        finally:
+            os.close(fd)
+
+    def forget(self, key: Key) -> None:
+        """Removes the record of an attempt: it was acknowledged, or never started."""
+        self._path(key).unlink(missing_ok=True)
+
+    def lease(self, until_seconds: float) -> None:
+        """Until when jobs may run, on the clock that counts suspend; 0 is no end. Runners keep to it by themselves."""
+        self._lease.set(until_seconds)
+
     def _fork(self, control: int, spec: int) -> int:
         """Has the starter fork a runner, a starter of its own first where there is none or it has died. Returns its pid."""
         if self._starter is None:
-            self._starter = Starter(self._program)
+            self._starter = Starter(self._program, {_LEASE_FD: self._lease.fd, _RUNS_FD: self._runs})
         try:
             return self._starter.fork(control, spec)
         except (EOFError, ConnectionError, TimeoutError) as error:
@@ -192,11 +277,14 @@ class Runners:
         if self._starter is not None:
             self._starter.close()
             self._starter = None
+        self._lease.close()
+        os.close(self._runs)
 
     def _write_spec(self, start: Start, identity: Identity) -> int:
         job = start.key[0]
         own: list[tuple[str, Value]] = [("job", job), ("env", f"DWRAP_JOB={job}"), ("cwd", start.fields.need("cwd")), *self._fixed]
-        own += [("path", path) for path in start.fields.all("path")]
+        own += [("run", os.fspath(self._path(start.key))), ("oom", self._memory_kills.count())]
+        own += [(word, path) for word in ("path", "undo") for path in start.fields.all(word)]
         own += [(word, 1) for word, is_wanted in (("views", start.views), ("refresh", start.refresh)) if is_wanted]
         if identity.become:
             own += [("uid", identity.uid), ("gid", identity.gid), *(("group", group) for group in identity.groups)]

@@ -30,6 +30,9 @@ static void set_gid(struct spec *s, const char *v) { s->gid = id(s, v); s->has_g
 static void add_group(struct spec *s, const char *v) { s->groups[s->group_count++] = id(s, v); }
 static void add_root(struct spec *s, const char *v) { s->roots[s->root_count++] = v; }
 static void add_path(struct spec *s, const char *v) { s->paths[s->path_count++] = v; }
+static void add_undo(struct spec *s, const char *v) { s->undo[s->undo_count++] = v; }
+static void set_run(struct spec *s, const char *v) { s->run = v; }
+static void set_oom(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->oom); }
 static void set_tree(struct spec *s, const char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
 static void set_views(struct spec *s, const char *v) { s->views = strcmp(v, "1") == 0; }
 static void set_refresh(struct spec *s, const char *v) { s->refresh = strcmp(v, "1") == 0; }
@@ -90,7 +93,7 @@ static void add_limit(struct spec *s, const char *v)
 static const struct setter agents_word[] = {
     {"job", set_job}, {"cwd", set_cwd}, {"work", set_work}, {"uid", set_uid}, {"gid", set_gid}, {"group", add_group},
     {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"views", set_views},
-    {"refresh", set_refresh}, {"env", set_variable}, {NULL, NULL}};
+    {"refresh", set_refresh}, {"env", set_variable}, {"run", set_run}, {"oom", set_oom}, {"undo", add_undo}, {NULL, NULL}};
 
 static const struct setter claims[] = {
     {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},
@@ -129,7 +132,8 @@ static bool make_room(struct spec *spec, const char *section, size_t size)
     spec->groups = calloc(count, sizeof *spec->groups);
     spec->roots = calloc(count, sizeof *spec->roots);
     spec->paths = calloc(count, sizeof *spec->paths);
-    return spec->groups && spec->roots && spec->paths;
+    spec->undo = calloc(count, sizeof *spec->undo);
+    return spec->groups && spec->roots && spec->paths && spec->undo;
 }
 
 enum { OWN, CLAIMS, ARGV, ENVIRONMENT, SEEN, JOURNAL, SECTIONS };
@@ -165,7 +169,7 @@ const char *spec_read(struct spec *spec, int fd)
 {
     struct sections cuts;
     size_t argc;
-    *spec = (struct spec){.job = "", .cwd = "/", .work = "", .umask = -1, .stdio = {STDIO_NULL, STDIO_STREAM, STDIO_STREAM}};
+    *spec = (struct spec){.job = "", .cwd = "/", .work = "", .run = "", .oom = UINT64_MAX, .umask = -1, .stdio = {STDIO_NULL, STDIO_STREAM, STDIO_STREAM}};
     const char *wrong = cut(fd, &cuts);
     if (wrong)
         return wrong;
@@ -185,7 +189,7 @@ const char *spec_read(struct spec *spec, int fd)
     spec->journal = cuts.start[JOURNAL];
     spec->journal_size = cuts.size[JOURNAL];
     if (spec->spoilt || spec->become != spec->has_gid)
-        return "the agent's own word on the identity is malformed";
+        return "the agent's own word is malformed";
     return argc == 0 ? "the command is empty" : NULL;
 }
 
@@ -209,12 +213,4 @@ void spec_set_env(struct spec *spec, const char *assignment)
     spec->envp[i] = assignment;
     if (i == spec->env_count)
         spec->env_count++;
-}
-
-bool spec_is_shared(const struct spec *spec, const char *path)
-{
-    bool shared = false;
-    for (size_t i = 0; i < spec->root_count; i++)
-        shared |= path_is_below(path, spec->roots[i]);
-    return shared;
 }

@@ -1,7 +1,7 @@
-/* What the command's tree writes, heard from the kernel: a seccomp filter stops the calls of calls.c until the runner, which
- * holds the filter's listener, has read their paths; then they go on as if nothing had been. Whatever runs is heard: children,
- * static programs, threads. It records and forbids nothing: a command that means to hide can. What cannot be heard is said
- * in `why`. Does not know what the record is for.
+/* What the command's tree writes and runs, heard from the kernel: a seccomp filter stops the calls of calls.c until the runner, which
+ * holds the filter's listener, has read their paths; then they go on as if nothing had been, those that are news to repeat.c once
+ * that has been told. Whatever runs is heard: children, static programs, threads. It records and forbids nothing: a command that
+ * means to hide can. What cannot be heard is said in `why`. Does not know what the record is for.
  *
  * Not heard: i386's socketcall; 32-bit programs on aarch64; what a server outside of the tree writes on the command's behalf,
  * save that a container engine is noticed by the name of its socket. */
@@ -126,6 +126,7 @@ void trace_doubt(struct trace *trace, const char *why)
 {
     if (!trace->why)
         trace->why = why;
+    repeat_rule_out(&trace->repeat, why);
 }
 
 void trace_end(struct trace *trace)
@@ -133,6 +134,7 @@ void trace_end(struct trace *trace)
     if (trace->listener >= 0)
         close(trace->listener);
     trace->listener = -1;
+    trace->waiting_count = 0;
 }
 
 struct stop { /* a call that waits for our answer */
@@ -216,12 +218,6 @@ static bool still_waits(const struct stop *stop)
     return ioctl(stop->trace->listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0;
 }
 
-static bool is_ignored(const struct trace *trace, const char *path)
-{
-    return path_is_below(path, "/dev") || path_is_below(path, "/proc") || path_is_below(path, "/sys") ||
-           (trace->scratch[0] && path_is_below(path, trace->scratch));
-}
-
 /* What is there before the command's first touch, asked as the user. */
 static mode_t look_before(const struct spec *spec, const char *path, unsigned *flags)
 {
@@ -230,16 +226,6 @@ static mode_t look_before(const struct spec *spec, const char *path, unsigned *f
         *flags |= REC_ABSENT;
     identity_drop(spec);
     return st.st_mode;
-}
-
-/* The same path with its directory as the kernel finds it now. */
-static bool settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
-{
-    char above[PATH_ROOM], real[PATH_ROOM];
-    const char *name = path_split(path, above);
-    bool found = name && identity_assume(spec) && path_real(above, real);
-    identity_drop(spec);
-    return found && path_join(out, PATH_ROOM, real, name);
 }
 
 static void add_flags(const struct stop *stop, const char *path, unsigned flags)
@@ -262,7 +248,7 @@ static void settle_through(const struct stop *stop, const char *link)
     char real[PATH_ROOM];
     const struct record *record = &stop->trace->record;
     for (size_t i = 0, count = record->count; i < count; i++)
-        if (path_is_below(record->paths[i].path, link) && settle(stop->spec, record->paths[i].path, real))
+        if (path_is_below(record->paths[i].path, link) && path_settle(stop->spec, record->paths[i].path, real))
             add_flags(stop, real, record->paths[i].flags);
 }
 
@@ -270,11 +256,6 @@ enum { LOOK = 1, NAME_CHANGES = 2 }; /* it matters whether it was there; a link 
 
 static void note(const struct stop *stop, const char *path, unsigned flags, unsigned how)
 {
-    char real[PATH_ROOM];
-    if (is_ignored(stop->trace, path))
-        return;
-    if (strstr(path, "/../") && settle(stop->spec, path, real)) /* it leads elsewhere once that directory moves */
-        path = real;
     bool known = record_find(&stop->trace->record, path) != NULL;
     if ((how & LOOK && !known) || how & NAME_CHANGES)
         if (S_ISLNK(look_before(stop->spec, path, &flags)) && how & NAME_CHANGES)
@@ -284,7 +265,7 @@ static void note(const struct stop *stop, const char *path, unsigned flags, unsi
 
 static void note_open(const struct stop *stop, const char *path, uint64_t how)
 {
-    if ((how & O_TMPFILE) == O_TMPFILE || how & O_PATH || !(how & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)))
+    if (!(how & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)))
         return;
     unsigned flags = REC_DATA | (how & O_CREAT ? REC_NAME : 0) | (how & O_TRUNC ? REC_WHOLE : 0);
     bool sure = how & O_TRUNC; /* it does not matter whether it was there */
@@ -293,13 +274,18 @@ static void note_open(const struct stop *stop, const char *path, uint64_t how)
     note(stop, path, flags, !sure && how & O_CREAT ? LOOK : 0);
 }
 
-/* Opened by openat2. */
-static void note_open_how(const struct stop *stop, const char *path)
+/* With which flags a path is opened; 0 also where no name is opened, or nothing can be written by it. */
+static uint64_t open_flags(const struct stop *stop, enum effect effect)
 {
     struct open_how how = {0};
     size_t size = argument(stop, 3) < sizeof how ? (size_t)argument(stop, 3) : sizeof how;
-    if (peek(stop, argument(stop, 2), &how, size) == size)
-        note_open(stop, path, how.flags);
+    if (effect == EFFECT_CREATE)
+        return O_WRONLY | O_CREAT | O_TRUNC;
+    if (effect == EFFECT_OPEN)
+        how.flags = argument(stop, stop->call->flags);
+    else if (peek(stop, argument(stop, 2), &how, size) != size)
+        return 0;
+    return (how.flags & O_TMPFILE) == O_TMPFILE || how.flags & O_PATH ? 0 : how.flags;
 }
 
 static void note_connect(const struct stop *stop, const char *path)
@@ -311,29 +297,90 @@ static void note_connect(const struct stop *stop, const char *path)
             trace_doubt(stop->trace, "a container may have written files");
 }
 
-static void note_name(const struct stop *stop, const struct naming *name)
+/* What it means for another run of the command. */
+static void judge(const struct stop *stop, const char *path, const char *from, enum effect effect, uint64_t how)
 {
-    static char path[PATH_ROOM];
-    bool in_address = name->effect == EFFECT_BIND || name->effect == EFFECT_CONNECT;
-    if (name->effect == EFFECT_NEW_ROOT)
-        trace_doubt(stop->trace, "a container may have written files");
-    else if (name->effect == EFFECT_LISTENER)
-        stop->trace->wants_listener = true;
-    if (name->effect == EFFECT_NONE || name->effect >= EFFECT_NEW_ROOT)
-        return;
-    if (!(in_address ? socket_path(stop, path) : path_of(stop, name, path)) || !still_waits(stop))
-        return;
-    switch (name->effect) {
-    case EFFECT_OPEN: note_open(stop, path, argument(stop, stop->call->flags)); break;
-    case EFFECT_OPEN_HOW: note_open_how(stop, path); break;
-    case EFFECT_CREATE: note_open(stop, path, O_WRONLY | O_CREAT | O_TRUNC); break;
+    struct repeat *repeat = &stop->trace->repeat;
+    const char *scratch = stop->trace->scratch;
+    switch (effect) {
+    case EFFECT_OPEN:
+    case EFFECT_OPEN_HOW:
+    case EFFECT_CREATE: repeat_opens(repeat, stop->spec, path, scratch, how); break;
+    case EFFECT_PLACE: repeat_places(repeat, stop->spec, path, from); break;
+    case EFFECT_LEAVE:
+    case EFFECT_REMOVE: repeat_changes(repeat, stop->spec, path, scratch, false); break;
+    case EFFECT_CUT:
+    case EFFECT_TOUCH: repeat_changes(repeat, stop->spec, path, scratch, true); break;
+    default: repeat_makes(repeat, stop->spec, path); break; /* EFFECT_MAKE, EFFECT_BIND */
+    }
+}
+
+/* What it means for the manifest. */
+static void note_effect(const struct stop *stop, const char *path, enum effect effect, uint64_t how)
+{
+    switch (effect) {
+    case EFFECT_OPEN:
+    case EFFECT_OPEN_HOW:
+    case EFFECT_CREATE: note_open(stop, path, how); break;
     case EFFECT_PLACE: note(stop, path, REC_NAME | REC_DATA | REC_WHOLE | REC_PLACED, NAME_CHANGES); break;
     case EFFECT_LEAVE:
     case EFFECT_REMOVE: note(stop, path, REC_NAME | REC_LOST, LOOK | NAME_CHANGES); break;
     case EFFECT_CUT: note(stop, path, REC_DATA | REC_IN_PLACE, 0); break;
     case EFFECT_TOUCH: note(stop, path, REC_TOUCHED, 0); break;
-    case EFFECT_CONNECT: note_connect(stop, path); break;
     default: note(stop, path, REC_NAME | REC_MADE, LOOK); break; /* EFFECT_MAKE, EFFECT_BIND */
+    }
+}
+
+/* A program may be named by a descriptor's number. */
+static void name_descriptor(const struct stop *stop, char path[PATH_ROOM])
+{
+    int fd;
+    if (sscanf(path, "/proc/self/fd/%d", &fd) == 1 || sscanf(path, "/dev/fd/%d", &fd) == 1)
+        follow(stop, fd, path);
+}
+
+/* What a call does to one name. `from`: the name before it in the same call; this one takes its place. */
+static void hear_name(const struct stop *stop, const struct naming *name, char from[PATH_ROOM])
+{
+    static char path[PATH_ROOM], real[PATH_ROOM];
+    enum effect effect = name->effect;
+    bool in_address = effect == EFFECT_BIND || effect == EFFECT_CONNECT;
+    bool opens = effect == EFFECT_OPEN || effect == EFFECT_OPEN_HOW || effect == EFFECT_CREATE;
+    if (!(in_address ? socket_path(stop, path) : path_of(stop, name, path)))
+        return;
+    uint64_t how = opens ? open_flags(stop, effect) : 0;
+    if (!still_waits(stop) || (opens && !how))
+        return;
+    if (effect == EFFECT_RUN) {
+        name_descriptor(stop, path);
+        repeat_runs(&stop->trace->repeat, stop->spec, path, stop->trace->scratch);
+    } else if (effect == EFFECT_CONNECT) {
+        note_connect(stop, path);
+    } else {
+        if (strstr(path, "/../") && path_settle(stop->spec, path, real)) /* it leads elsewhere once that directory moves */
+            strcpy(path, real);
+        bool private = path_is_private(path, stop->trace->scratch);
+        if (!private)
+            judge(stop, path, from, effect, how);
+        if (!private && stop->spec->views)
+            note_effect(stop, path, effect, how);
+        strcpy(from, path);
+    }
+}
+
+static void hear_call(const struct stop *stop)
+{
+    static char from[PATH_ROOM];
+    struct trace *trace = stop->trace;
+    from[0] = '\0';
+    for (int i = 0; i < NAMES_PER_CALL; i++) {
+        const struct naming *name = &stop->call->names[i];
+        if (name->effect == EFFECT_NEW_ROOT)
+            trace_doubt(trace, "a container may have written files");
+        else if (name->effect == EFFECT_LISTENER)
+            trace->wants_listener = true;
+        else if (name->effect != EFFECT_NONE && (stop->spec->views || !trace->repeat.beyond[0])) /* else nobody wants to know more */
+            hear_name(stop, name, from);
     }
 }
 
@@ -363,23 +410,57 @@ union answer {
     char room[512];
 };
 
+static void let_go_on(const struct trace *trace, uint64_t id)
+{
+    static union answer out;
+    memset(&out, 0, sizeof out);
+    out.answer.id = id;
+    out.answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+    ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_SEND, &out); /* an error: it has gone */
+}
+
+static void let_wait(struct trace *trace, uint64_t id, uint64_t facts)
+{
+    if (trace->waiting_count == trace->waiting_room) {
+        size_t room = trace->waiting_room ? trace->waiting_room * 2 : 16;
+        struct waiting *more = realloc(trace->waiting, room * sizeof *more);
+        if (!more)
+            return; /* it waits for ever, and ends with its tree */
+        trace->waiting = more;
+        trace->waiting_room = room;
+    }
+    trace->waiting[trace->waiting_count++] = (struct waiting){id, facts};
+}
+
+void trace_clear(struct trace *trace, uint64_t facts)
+{
+    size_t kept = 0;
+    if (facts > trace->repeat.cleared)
+        trace->repeat.cleared = facts;
+    for (size_t i = 0; i < trace->waiting_count; i++)
+        if (trace->waiting[i].facts <= trace->repeat.cleared)
+            let_go_on(trace, trace->waiting[i].id);
+        else
+            trace->waiting[kept++] = trace->waiting[i];
+    trace->waiting_count = kept;
+}
+
 bool trace_hear(struct trace *trace, const struct spec *spec)
 {
     static union notice in;
-    static union answer out;
     memset(&in, 0, sizeof in);
     if (ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_RECV, &in) != 0)
         return errno == ENOENT || errno == EINTR; /* it was killed, or a signal has made it start over */
     struct stop stop = {trace, spec, &in.notice, find_call(&in.notice.data)};
     if (in.notice.pid == 0)
         trace_doubt(trace, "a process that the agent cannot see wrote files");
-    for (int i = 0; stop.call && i < NAMES_PER_CALL; i++)
-        note_name(&stop, &stop.call->names[i]);
+    if (stop.call)
+        hear_call(&stop);
     if (trace->wants_listener && trace->may_start_over)
         return true; /* it is about to be killed, and its call is never answered */
-    memset(&out, 0, sizeof out);
-    out.answer.id = in.notice.id;
-    out.answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-    ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_SEND, &out); /* an error: it has gone */
+    if (repeat_facts(&trace->repeat) > trace->repeat.cleared) /* also of others: this name may be among them */
+        let_wait(trace, in.notice.id, repeat_facts(&trace->repeat));
+    else
+        let_go_on(trace, in.notice.id);
     return true;
 }

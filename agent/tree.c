@@ -134,11 +134,15 @@ static void block_signals(void)
     sigprocmask(SIG_SETMASK, &all, NULL);
 }
 
-static void keep_only(int fd)
+/* Of all descriptors only the channel, and the lock that says that this job lives. */
+static void keep_only(int channel)
 {
-    if (fd > 0)
-        syscall(SYS_close_range, 0, fd - 1, 0);
-    syscall(SYS_close_range, fd + 1, ~0u, 0);
+    int low = channel < RUNS_FD ? channel : RUNS_FD, high = channel < RUNS_FD ? RUNS_FD : channel;
+    if (low > 0)
+        syscall(SYS_close_range, 0, low - 1, 0);
+    if (high > low + 1)
+        syscall(SYS_close_range, low + 1, high - 1, 0);
+    syscall(SYS_close_range, high + 1, ~0u, 0);
 }
 
 _Noreturn static void give_up(int report_fd, const char *what)
@@ -232,7 +236,7 @@ static double milliseconds(void)
 static double try_tree(bool namespaces)
 {
     const char *argv[] = {"/bin/true", NULL}, *envp[] = {NULL};
-    struct spec spec = {.cwd = "/", .umask = -1, .namespaces = namespaces, .argv = argv, .envp = envp};
+    struct spec spec = {.cwd = "/", .umask = -1, .namespaces = namespaces, .probed = true, .argv = argv, .envp = envp};
     struct tree tree = {0};
     int status = -1, report[2];
     const int closed[3] = {-1, -1, -1};

@@ -24,6 +24,7 @@ import pytest
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind, RunnerEnded, RunnerSaid, Start, Tell
 from dwrap.agent.runner import Runner, Runners
+from dwrap.agent.workplace import is_free
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Fields
 
@@ -36,20 +37,24 @@ ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
 class Job:
-    """One job on a runner of its own. Gives credit freely unless told otherwise."""
+    """One job on a runner of its own. Gives credit freely, and notes what was made, unless told otherwise."""
 
-    def __init__(self, runner: Runner, *, free_credit: bool = True) -> None:
+    def __init__(self, runner: Runner, *, free_credit: bool = True, notes: bool = True) -> None:
         self.runner = runner
         self.out = {1: bytearray(), 2: bytearray()}
         self.credit = 0
         self.end: Fields | None = None
         self.rejected = ""
+        self.fault: int | None = None
+        self.facts: list[tuple[str, str]] = []
+        self.asked = False
         self.gone = False
         self.applied: int | None = None
         self.manifest = bytearray()
         self.stdin = b""
         self.sent = 0
         self._free_credit = free_credit
+        self._notes = notes
 
     def tell(self, kind: Kind, stream: int = 0, number: int = 0, payload: bytes = b"") -> None:
         self.runner.tell(Tell(self.runner.key, kind, stream, number, payload))
@@ -100,7 +105,15 @@ class Job:
             assert said.number > self.credit
             self.credit = said.number
         elif said.kind == Kind.REJECTED:
-            self.rejected = said.payload.decode()
+            self.rejected, self.fault = said.payload.decode(), said.number
+        elif said.kind == Kind.MADE:
+            assert self.end is None
+            key, _, value = os.fsdecode(said.payload[:-1]).partition("=")
+            self.facts.append((key, value))
+            assert said.number == len(self.facts)
+            self.asked = bool(said.stream)
+            if self._notes and self.asked:
+                self.tell(Kind.NOTED, 0, said.number)
         elif said.kind == Kind.APPLIED:
             self.applied = said.number
         elif said.kind == Kind.MANIFEST:
@@ -153,6 +166,8 @@ class Bench:
         cwd: Path | str | None = None,
         identity: Identity | None = None,
         free_credit: bool = True,
+        notes: bool = True,
+        undo: Sequence[str | Path] = (),
         paths: Sequence[str] = (),
         views: bool = False,
         refresh: bool = False,
@@ -160,7 +175,8 @@ class Bench:
         journal: bytes = b"",
     ) -> Job:
         self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree)
-        fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *(("path", path) for path in paths)])
+        lists = [*(("path", path) for path in paths), *(("undo", os.fspath(path)) for path in undo)]
+        fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *lists])
         said = dict(claims)
         streams = [(key, value) for key, value in (("stdin", stdin), ("stdout", "stream"), ("stderr", "stream")) if key not in said]
         start = Start(
@@ -174,7 +190,7 @@ class Bench:
             views,
             refresh,
         )
-        job = Job(self.runners.start(start, identity or Identity(0, 0, (), become=False)), free_credit=free_credit)
+        job = Job(self.runners.start(start, identity or Identity(0, 0, (), become=False)), free_credit=free_credit, notes=notes)
         self.jobs.append(job)
         return job
 
@@ -191,10 +207,19 @@ class Bench:
             self.runners.reap()
             time.sleep(0.005)
         if self.runners:
+            for job in self.jobs:
+                self.runners.forget(job.runner.key)
             self.runners.close()
         self.deaths.stop()
         assert not self.deaths.said, self.deaths.said
-        assert not list(self.work.iterdir()), "a temporary directory was left"
+        assert not self.litter(), "a temporary directory was left"
+        while not is_free(self.work):
+            assert time.monotonic() < deadline, "something lives still"
+            time.sleep(0.005)
+
+    def litter(self) -> list[Path]:
+        """What is in the work directory and is not the place for records, or is in that."""
+        return [path for path in (*self.work.iterdir(), *self.work.glob("runs/*")) if path.name != "runs"]
 
 
 @functools.cache

@@ -86,6 +86,8 @@ ROWS = {
     "futimesat": Row((HERE, "s:old", 0), TOLD),
     "utimensat": Row((HERE, "s:old", 0, 0), TOLD),
     "utimensat_time64": Row(("f:old", 0, 0, 0), TOLD),
+    "execve": Row(("s:old", 0, 0)),
+    "execveat": Row(("d:dir", "s:in", 0, 0, 0)),
     "mount": Row((0, 0, 0, 0, 0), doubt=CONTAINER),
     "move_mount": Row((-1, 0, -1, 0, 0), doubt=CONTAINER),
     "pivot_root": Row((0, 0), doubt=CONTAINER),
@@ -486,9 +488,7 @@ def test_hearing_costs_nothing_while_nothing_is_written(place: Bench) -> None:
     assert place.runners.ended_cpu_seconds < 0.3
 
 
-def test_without_views_nothing_is_heard(place: Bench) -> None:
-    job = place.run(*sh("echo x >new; grep Seccomp: /proc/self/status"), env=ENV)
-    outside = subprocess.run(["grep", "Seccomp:", "/proc/self/status"], capture_output=True, check=True).stdout
-    assert job.out[1] == outside
+def test_without_views_nothing_is_told_of_it(place: Bench) -> None:
+    job = place.run(*sh("echo x >new"), env=ENV)
     assert job.finish().text("outputs") == "coherent"
     assert not job.manifest

@@ -1,0 +1,123 @@
+"""The incarnations of this agent before this one: which of them are gone for good, and what became of the attempts they held.
+
+Knows work directories and the records that runners leave in them (runfile.c). Does not know who is told. Nothing of an incarnation
+lives once both locks of its directory can be had: the agent's own on it, and that on its `runs`, which every process that holds a
+job inherits. A directory goes when its last result is forgotten; an agent that dies before that leaves it to the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from dwrap.agent import workplace
+from dwrap.agent.events import Key, News
+from dwrap.agent.runner import RECORD
+from dwrap.protocol import messages
+
+FOREIGN_SECONDS: Final = 600.0  # after so long another agent's leftovers are anybody's to remove
+_UNKNOWN: Final = messages.encode_fields([("error", "lost"), ("reason", "the agent that ran it has died, and so has its runner")])
+_KEPT: Final = (workplace.RUNS, workplace.NAME)
+
+Result = tuple[Key, int, bytes, bytes]
+"""An attempt, its user's uid, RESULT's fields, the manifest's entries."""
+
+
+class Former:
+    """Looks after what incarnations of the agent `name` before the one that has `own` left in `parent` (None: beside `own`)."""
+
+    def __init__(self, parent: Path | None, name: str, own: Path) -> None:
+        self._parent = parent or own.parent
+        self._name = name
+        self._own = own.name
+        self._taken: dict[Path, int] = {}  # directories whose results wait, and their locks
+        self._records: dict[Key, Path] = {}
+
+    def look(self) -> News:
+        """What was not told before. To be asked again as long as there are leftovers."""
+        former: list[str] = []
+        results: list[Result] = []
+        leftover = 0
+        for folder in sorted(self._parent.glob(f"{workplace.PREFIX}*-*")):
+            fd = None if folder.name == self._own or folder in self._taken else _take(folder)
+            if fd is None:
+                continue
+            if not self._is_ours(folder):
+                if workplace.is_free(folder) and time.time() - os.fstat(fd).st_mtime > FOREIGN_SECONDS:
+                    workplace.remove(folder)
+                os.close(fd)
+            elif not workplace.is_free(folder):
+                leftover += max(1, sum(not fields for _, _, fields, _ in _records(folder)))
+                os.close(fd)
+            else:
+                former.append(workplace.incarnation(folder))
+                results += self._take_over(folder, fd)
+        return News(tuple(former), tuple(results), leftover)
+
+    def _is_ours(self, folder: Path) -> bool:
+        try:
+            return (folder / workplace.NAME).read_text(encoding="utf-8") == self._name
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def _take_over(self, folder: Path, fd: int) -> list[Result]:
+        """What the records tell; all else goes, and the directory with it when there are none."""
+        found = _records(folder)
+        self._taken[folder] = fd
+        self._records.update({key: folder for key, *_ in found})
+        for other in folder.iterdir():
+            if other.name not in _KEPT:
+                workplace.remove(other)
+        self._remove_settled(folder)
+        return [(key, uid, fields or _UNKNOWN, entries) for key, uid, fields, entries in found]
+
+    def forget(self, key: Key) -> None:
+        """The result was acknowledged. Attempts of this incarnation's own are none of its business."""
+        folder = self._records.pop(key, None)
+        if folder is not None:
+            (folder / workplace.RUNS / f"{key[0]}.{key[1]}").unlink(missing_ok=True)
+            self._remove_settled(folder)
+
+    def _remove_settled(self, folder: Path) -> None:
+        if folder not in self._records.values():
+            workplace.remove(folder)
+            os.close(self._taken.pop(folder))
+
+
+def _take(folder: Path) -> int | None:
+    """Locks a work directory of this user's. None when it is another's, its agent lives, or it is gone."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # One that is not yet locked may be an agent's that is just starting: it is 0700 until it is.
+        status = os.fstat(fd)
+        if status.st_uid == os.geteuid() and status.st_mode & 0o777 == workplace.IN_USE:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+    except BlockingIOError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _records(folder: Path) -> list[Result]:
+    """Of each attempt that was started there; without fields where the result is not known."""
+    found: list[Result] = []
+    try:
+        paths = sorted((folder / workplace.RUNS).iterdir())
+    except FileNotFoundError:
+        return found
+    for path in paths:
+        job, _, attempt = path.name.rpartition(".")
+        data = path.read_bytes()
+        if job and attempt.isdigit() and len(data) >= RECORD.size:  # a shorter one was never started
+            uid, size, entries = RECORD.unpack_from(data)
+            at = RECORD.size + size
+            whole = len(data) >= at + entries
+            found.append(((job, int(attempt)), uid, data[RECORD.size : at] if whole else b"", data[at : at + entries] if whole else b""))
+    return found
