@@ -13,7 +13,7 @@ from dwrap.agent.events import Action, Key, Kind, Send, Tell
 from dwrap.agent.marks import Due
 from dwrap.protocol import manifest as entries
 from dwrap.protocol import messages
-from dwrap.protocol.messages import INITIAL_OUTPUT_CREDIT_BYTES, MAX_DATA_BYTES, FieldsIn, ProtocolError, Value
+from dwrap.protocol.messages import INITIAL_OUTPUT_CREDIT_BYTES, MAX_DATA_BYTES, FieldsIn, ProtocolError
 
 MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of one attempt; the runner keeps to it
 MAX_MADE: Final = 256  # names; who makes more cannot be run again
@@ -135,17 +135,17 @@ class Attempt:
         """What REGISTER calls it."""
         return f"{self.key[0]}:{self.key[1]}:{self.uid}"
 
-    def message(self, verb: str, *pairs: tuple[str, Value], body: bytes | None = None) -> Send:
+    def message(self, verb: str, pairs: FieldsIn = (), *bodies: bytes) -> Send:
         """A message about it."""
-        return Send((*messages.encode(verb, (("job", self.key[0]), ("attempt", self.key[1]), *pairs)), *(() if body is None else (body,))))
+        return Send(tuple(messages.encode(verb, (("job", self.key[0]), ("attempt", self.key[1]), *pairs), *bodies)))
 
     def said(self, stream: int, offset: int, data: bytes) -> Send:
         """OUTPUT."""
-        return self.message("OUTPUT", ("stream", STREAMS[stream]), ("offset", offset), body=data)
+        return self.message("OUTPUT", (("stream", STREAMS[stream]), ("offset", offset)), data)
 
     def names(self, seq: int, fields: bytes, ask: bool) -> Send:
         """MADE."""
-        verb, own = messages.encode("MADE", (("job", self.key[0]), ("attempt", self.key[1]), ("seq", seq), *((("ask", 1),) if ask else ())))
+        verb, own = self.message("MADE", (("seq", seq), *((("ask", 1),) if ask else ()))).frames
         return Send((verb, own + fields))
 
     def names_again(self) -> list[Send]:
@@ -154,15 +154,15 @@ class Attempt:
 
     def written(self) -> list[Send]:
         """The MANIFESTs that have not been sent on this connection."""
-        return [self.message("MANIFEST", body=piece) for piece in self.manifest.unsent()]
+        return [self.message("MANIFEST", (), piece) for piece in self.manifest.unsent()]
 
     def ended(self) -> list[Send]:
         """What is left of the MANIFESTs, then RESULT, if it has ended."""
         if self.outcome is None:
             return []
-        head, own = messages.encode("RESULT", (("job", self.key[0]), ("attempt", self.key[1])))
+        verb, own = self.message("RESULT").frames
         outcome = _without_output(self.outcome) if self.lacks else self.outcome
-        return [*self.written(), Send((head, own + outcome))]
+        return [*self.written(), Send((verb, own + outcome))]
 
     def join(self, connection: int) -> None:
         """It is spoken of on this connection from now on."""
@@ -183,7 +183,7 @@ class Attempt:
         if self.lacks and self.outcome is None:  # nobody can make anything of what it will still say
             again.append(Tell(self.key, Kind.KILL, number=ENDED_BY_AGENT))
         if self.outcome is None or self.stdin.limit:
-            again.append(self.message("CREDIT", ("stream", "stdin"), ("limit", self.stdin.limit), ("received", self.stdin.received)))
+            again.append(self.message("CREDIT", (("stream", "stdin"), ("limit", self.stdin.limit), ("received", self.stdin.received))))
         self.manifest.sent = 0
         return [*again, *self.written(), *self.ended()]
 

@@ -310,7 +310,7 @@ class Session:
             return [attempt.said(event.stream, event.number, event.payload)] if self._speaks_of(attempt) else []
         if event.kind == Kind.CREDIT:
             attempt.stdin.limit = event.number
-            return [attempt.message("CREDIT", ("stream", "stdin"), ("limit", event.number))] if self._speaks_of(attempt) else []
+            return [attempt.message("CREDIT", (("stream", "stdin"), ("limit", event.number)))] if self._speaks_of(attempt) else []
         if event.kind == Kind.APPLIED:
             if attempt.due is not None:
                 self._marks.applied(attempt.due)
@@ -333,7 +333,8 @@ class Session:
         self._end(attempt)
         if not self.welcomed:  # the next REGISTER does not name it: it was never started
             return [log, Forget(attempt.key)]
-        return [attempt.message("REJECT", ("reason", reason), *((("fault", 1),) if event.number else ())), log, Forget(attempt.key)]
+        facts = (("reason", reason), *((("fault", 1),) if event.number else ()))
+        return [attempt.message("REJECT", facts), log, Forget(attempt.key)]
 
     def _runner_ended(self, key: Key, now: float) -> list[Action]:
         attempt = self._running.get(key)

@@ -11,8 +11,8 @@ from hypothesis import strategies as some
 from test_session import WELCOME, again, assign, attach, ended, only, received, sent, verbs, welcomed
 
 from dwrap.agent import events as e
-from dwrap.agent.attempt import MAX_MADE
-from dwrap.agent.registration import Registration
+from dwrap.agent.attempt import MAX_MADE, MAX_MANIFEST_BYTES
+from dwrap.agent.registration import MAX_FORMER, Registration
 from dwrap.agent.session import Session
 from dwrap.protocol import messages
 from dwrap.protocol.messages import INITIAL_OUTPUT_CREDIT_BYTES as WINDOW
@@ -75,6 +75,33 @@ def test_credit_beyond_all_reason_only_harms_whoever_gave_it() -> None:
     assert outputs(session.handle(attach(stdout=20, credit=10**17), 0)) == []
 
 
+def test_what_is_kept_is_bounded_whatever_credit_is_claimed() -> None:
+    session = running()
+    session.handle(attach(credit=10**17), 0)
+    for offset in range(0, 4 * WINDOW, 1_024):
+        session.handle(said(b"x" * 1_024, offset), 0)
+        session.handle(said(b"x" * 1_024, offset, 2), 0)
+    assert all(len(output.kept) <= WINDOW for output in session._running[KEY].outputs)
+
+
+def test_credit_that_would_shrink_what_was_given_is_none() -> None:
+    session = running()
+    for limit in (WINDOW + 40_000, WINDOW):
+        session.handle(received("CREDIT", job="j1", stream="stdout", limit=limit), 0)
+    for offset in range(0, WINDOW + 40_000, 776):
+        session.handle(said(b"x" * 776, offset), 0)
+    assert len(session._running[KEY].outputs[0].kept) <= WINDOW
+
+
+def test_not_a_byte_is_sent_again_that_has_come() -> None:
+    session = running()
+    session.handle(said(b"x"), 0)
+    actions = session.handle(attach(stdout=1), 0)
+    assert outputs(actions) == []
+    [(_, credit)] = sent(actions)
+    assert (credit.number("limit"), credit.number("received")) == (0, 0), "said though the runner has asked for nothing yet"
+
+
 def test_output_that_is_no_longer_there_makes_the_result_a_lost_one() -> None:
     session = running()
     session.handle(said(b"x" * 10), 0)
@@ -88,14 +115,21 @@ def test_output_that_is_no_longer_there_makes_the_result_a_lost_one() -> None:
 
 @pytest.mark.parametrize(
     ("have", "outcome", "error"),
-    [(5, b"status=0\0", ""), (4, b"status=0\0", "lost"), (4, b"error=lost\0repeat=1\0memory=1\0", "lost"), (4, b"error=cwd\0", "cwd")],
+    [
+        (0, b"status=0\0", ""),
+        (5, b"status=0\0", ""),
+        (4, b"status=0\0", "lost"),
+        (4, b"error=lost\0repeat=1\0memory=1\0", "lost"),
+        (4, b"error=cwd\0", "cwd"),
+    ],
 )
 def test_a_result_of_a_former_incarnation_counts_if_its_output_was_heard(have: int, outcome: bytes, error: str) -> None:
     session = welcomed()
-    session.handle(e.News(("a-1",), ((KEY, 1000, outcome + b"stdout_bytes=5\0", b""),), 0), 0)
+    told = b"stdout_bytes=5\0" if have else b""
+    session.handle(e.News(("a-1",), ((KEY, 1000, outcome + told, b""),), 0), 0)
     [(verb, fields)] = sent(session.handle(attach(stdout=have), 1))
     assert (verb, fields.text("error")) == ("RESULT", error)
-    assert fields.flag("memory") == (b"memory" in outcome)
+    assert (fields.flag("memory"), fields.flag("repeat")) == (b"memory" in outcome, b"repeat" in outcome)
 
 
 def test_attaching_to_what_is_not_here_is_answered() -> None:
@@ -108,14 +142,17 @@ def test_attaching_to_what_is_not_here_is_answered() -> None:
 def test_stdin_is_counted_as_the_runner_counts_it() -> None:
     session = running()
     session.handle(e.RunnerSaid(KEY, e.Kind.CREDIT, 0, 10, b""), 0)
-    for offset, data, is_taken in ((0, b"abc", True), (4, b"x", False), (0, b"abc", False), (1, b"bcde", True), (5, b"f" * 6, False)):
+    pieces = [(0, b"abc", True), (4, b"x", False), (0, b"abc", False), (1, b"bcde", True), (5, b"f" * 6, False), (5, b"f" * 4, True)]
+    for offset, data, is_taken in pieces:
         assert bool(only(session.handle(received("INPUT", data, job="j1", offset=offset), 0), e.Tell)) == is_taken
     [(_, fields)] = sent(session.handle(attach(), 0))
-    assert (fields.number("limit"), fields.number("received")) == (10, 5)
-    assert only(session.handle(received("INPUT", b"f", job="j1", offset=5, eof=1), 0), e.Tell) == [
-        e.Tell(KEY, e.Kind.INPUT, 0, 5, b"f"),
-        e.Tell(KEY, e.Kind.INPUT, 0, 6, b""),
+    assert (fields.number("limit"), fields.number("received")) == (10, 9)
+    assert only(session.handle(received("INPUT", b"g", job="j1", offset=9, eof=1), 0), e.Tell) == [
+        e.Tell(KEY, e.Kind.INPUT, 0, 9, b"g"),
+        e.Tell(KEY, e.Kind.INPUT, 0, 10, b""),
     ]
+    session.handle(ended(), 0)
+    assert verbs(session.handle(attach(), 0)) == ["CREDIT", "RESULT"]
 
 
 def test_each_signal_is_delivered_once() -> None:
@@ -124,6 +161,26 @@ def test_each_signal_is_delivered_once() -> None:
         bool(session.handle(received("SIGNAL", job="j1", signal=2, **({"seq": seq} if seq else {})), 0)) for seq in (1, 2, 2, 1, 3, 0, 0)
     ]
     assert delivered == [True, True, False, False, True, True, True], "submitters that do not count are believed"
+
+
+def test_what_was_written_goes_with_a_killed_result_once_a_connection() -> None:
+    session = running()
+    session.handle(e.RunnerSaid(KEY, e.Kind.MANIFEST, 0, 0, b"entries"), 0)
+    session.handle(ended(), 0)
+    kill = received("KILL", job="j1", attempt=1)
+    assert verbs(session.handle(kill, 0)) == ["RESULT"]
+    again(session, 1)
+    assert verbs(session.handle(kill, 1)) == ["MANIFEST", "RESULT"]
+    assert verbs(session.handle(kill, 1)) == ["RESULT"]
+
+
+def test_more_than_a_manifest_may_hold_is_cut() -> None:
+    session = running()
+    room = MAX_MANIFEST_BYTES // MAX_DATA_BYTES
+    piece = e.RunnerSaid(KEY, e.Kind.MANIFEST, 0, 0, b"e" * MAX_DATA_BYTES)
+    logged = [bool(only(session.handle(piece, 0), e.Log)) for _ in range(room + 2)]
+    assert logged == [False] * room + [True] * 2
+    assert verbs(session.handle(attach(), 0)).count("MANIFEST") == room
 
 
 # ---- names about to be made
@@ -149,7 +206,8 @@ def test_names_that_come_while_nobody_listens_are_told_with_the_others() -> None
     session.handle(e.Disconnected(), 1)
     assert not session.handle(made(1, "/srv/a", ask=1), 1)
     session.handle(e.Connected(), 2)
-    assert verbs(session.handle(WELCOME, 2)) == ["HEARTBEAT", "MADE"]
+    [(beat, _), (verb, fields)] = sent(session.handle(WELCOME, 2))
+    assert (beat, verb, fields.flag("ask")) == ("HEARTBEAT", "MADE", True)
     assert verbs(session.handle(made(2, "/srv/b"), 3)) == ["MADE"], "whether or not its submitter is back"
 
 
@@ -163,7 +221,8 @@ def test_who_is_beyond_needs_no_names() -> None:
 
 def test_more_names_than_can_be_kept_are_beyond() -> None:
     session = running()
-    session.handle(made(1, *(f"/srv/{number}" for number in range(MAX_MADE))), 0)
+    [(_, fields)] = sent(session.handle(made(1, *(f"/srv/{number}" for number in range(MAX_MADE))), 0))
+    assert len(fields.texts("path")) == MAX_MADE
     [(_, fields)] = sent(session.handle(made(2, "/srv/last", ask=1), 0))
     assert (fields.number("seq"), fields.flag("ask"), fields.texts("path")) == (2, True, ())
     assert "256" in fields.text("beyond")
@@ -190,6 +249,14 @@ def test_what_a_former_incarnation_left_is_named_and_delivered() -> None:
         (b"RESULT", b"job=j1\0attempt=1\0status=0\0stdout_bytes=5\0"),
     ]
     assert session.handle(received("ACK", job="j1", attempt=1), 5) == [e.Forget(("j1", 1))]
+
+
+def test_what_is_told_of_former_incarnations_is_bounded() -> None:
+    session = welcomed()
+    for number in range(MAX_FORMER + 1):
+        [(_, fields)] = sent(session.handle(e.News((f"a-{number}",), (), 0), 0))
+    assert fields.texts("former") == tuple(f"a-{number}" for number in range(1, MAX_FORMER + 1))
+    assert (fields.get("incarnation"), fields.number("leftover")) == (None, 0)
 
 
 @pytest.mark.parametrize(("outcome", "written"), [(b"status=0", b""), (b"stdout_bytes=x\0", b""), (b"status=0\0", b"F nonsense\0")])

@@ -109,6 +109,10 @@ def test_a_job_from_assign_to_ack() -> None:
         (received("NOTED", job="j1", attempt=2, seq=3), []),
         (received("SIGNAL", job="j1", signal=2, seq=1), [(e.Kind.SIGNAL, 0, 2, b"")]),
         (received("SIGNAL", job="gone", signal=2), []),
+        (received("INPUT", b"d", job="gone", offset=0), []),
+        (received("CREDIT", job="gone", stream="stdout", limit=70_000), []),
+        (received("CLOSE", job="gone", stream="stdout"), []),
+        (received("KILL", job="gone", attempt=1), []),
         (received("CREDIT", job="j1", stream="nonsense", limit=1), []),
         (received("CREDIT", job="j1", stream="stdout"), []),
         (received("CREDIT", job="j1", stream="stdin", limit=1), []),
@@ -165,7 +169,7 @@ def test_a_rejection_that_nobody_hears_is_told_by_registering_without_it() -> No
     session = welcomed()
     session.handle(assign(), 0)
     session.handle(e.Disconnected(), 1)
-    assert session.handle(REJECTED, 1)
+    assert not sent(session.handle(REJECTED, 1))
     [(_, fields)] = sent(session.handle(e.Connected(), 2))
     assert (fields.texts("running"), fields.texts("kept")) == ((), ())
 
@@ -306,7 +310,9 @@ def test_no_more_is_taken_than_a_registration_can_name() -> None:
 def test_drain_finishes_and_leaves() -> None:
     session = welcomed()
     session.handle(assign(), 0)
+    assert not sent(session.handle(e.Mounted(False), 0))[0][1].flag("draining")
     assert verbs(session.handle(received("DRAIN"), 0)) == ["LEAVING"]
+    assert sent(session.handle(e.Mounted(False), 0))[0][1].flag("draining")
     assert not only(session.handle(e.Tick(), 1), e.Quit)
     session.handle(ended(), 2)
     assert session.handle(received("ACK", job="j1", attempt=1), 3) == [e.Forget(("j1", 1)), e.Quit(0)]
@@ -451,6 +457,7 @@ def test_an_agent_that_never_records_gives_its_runners_nothing() -> None:
     session.registration = Registration("a", 2, ("/srv",), "any", records=False)
     start = start_of(session.handle(viewing(journal=b"J"), 0))
     assert (start.views, start.refresh, start.journal) == (False, False, b"")
+    assert session._marks.size == 0
 
 
 def test_manifests_go_out_at_once_and_again_before_the_result_on_a_new_connection() -> None:
