@@ -248,6 +248,9 @@ def test_what_a_former_incarnation_left_is_named_and_delivered() -> None:
         (b"MANIFEST", b"job=j1\0attempt=1\0", entry),
         (b"RESULT", b"job=j1\0attempt=1\0status=0\0stdout_bytes=5\0"),
     ]
+    session.handle(assign("j2"), 4)
+    again_told = e.News((), ((("j1", 1), 1, b"status=9\0", b""), (("j2", 1), 1, b"status=9\0", b"")), 0)
+    assert sent(session.handle(again_told, 4))[0][1].texts("kept") == ("j1:1:1000",), "what is known already"
     assert session.handle(received("ACK", job="j1", attempt=1), 5) == [e.Forget(("j1", 1))]
 
 

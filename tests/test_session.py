@@ -268,6 +268,7 @@ def test_after_a_new_connection_it_says_what_runs_and_what_ended() -> None:
     assert verbs(session.handle(attach("end"), 10)) == ["RESULT"]
     assert "RESULT" not in verbs(session.handle(e.Tick(), 14))
     assert "RESULT" in verbs(session.handle(e.Tick(), 15)), "sent again until ACK"
+    assert "RESULT" not in verbs(session.handle(e.Tick(), 16))
 
 
 def test_a_result_whose_submitter_is_gone_goes_out_when_it_is_killed() -> None:
@@ -293,6 +294,47 @@ def test_a_result_that_nobody_can_be_told_is_dropped_in_the_end() -> None:
     assert not session.kept
 
 
+def test_a_result_that_came_about_late_waits_as_long() -> None:
+    session = welcomed()
+    session.handle(assign(), 0)
+    session.handle(e.Disconnected(), 0)
+    session.handle(ended(), 300)
+    session.handle(e.Tick(), 300 + s.ORPHAN_SECONDS)
+    assert session.kept
+    session.handle(e.Tick(), 301 + s.ORPHAN_SECONDS)
+    assert not session.kept
+
+
+def test_it_registers_once_until_it_is_answered() -> None:
+    session = s.Session(Registration("a", 1, ("/srv",), "any"))
+    session.handle(e.Connected(), 0)
+    assert not sent(session.handle(e.Tick(), 20)), "a distributor that is slow has it all the same"
+
+
+def test_what_cannot_be_understood_is_counted() -> None:
+    session = welcomed()
+    unexpected = [
+        received("UNHEARDOF"),
+        received("CREDIT", job="j1"),
+        received("LEASE", epoch="6", lease_ms=1),
+        received("LEASE", epoch=EPOCH, lease_ms=1),
+        received("LEASE", epoch=EPOCH, lease_ms=1),
+    ]
+    counts = []
+    for event in unexpected:
+        session.handle(event, 0)
+        counts.append(session.unexpected)
+    assert counts == [1, 2, 3, 3, 4], "the first LEASE answers a heartbeat"
+
+
+def test_as_much_input_as_a_message_may_hold_is_taken() -> None:
+    session = welcomed()
+    session.handle(assign(), 0)
+    session.handle(e.RunnerSaid(("j1", 1), e.Kind.CREDIT, 0, 10**6, b""), 0)
+    for size, is_taken in ((messages.MAX_DATA_BYTES + 1, False), (messages.MAX_DATA_BYTES, True)):
+        assert bool(only(session.handle(received("INPUT", b"x" * size, job="j1", offset=0), 0), e.Tell)) == is_taken
+
+
 def test_no_more_is_taken_than_a_registration_can_name() -> None:
     session = welcomed(2)
     results = tuple(((f"old{number}", 1), 1, b"status=0\0", b"") for number in range(s.MAX_ATTEMPTS - 1))
@@ -312,6 +354,7 @@ def test_drain_finishes_and_leaves() -> None:
     session.handle(assign(), 0)
     assert not sent(session.handle(e.Mounted(False), 0))[0][1].flag("draining")
     assert verbs(session.handle(received("DRAIN"), 0)) == ["LEAVING"]
+    assert not sent(session.handle(e.DrainAsked(), 0)), "it has said so"
     assert sent(session.handle(e.Mounted(False), 0))[0][1].flag("draining")
     assert not only(session.handle(e.Tick(), 1), e.Quit)
     session.handle(ended(), 2)
@@ -399,120 +442,3 @@ def test_invariants_hold_in_every_order(story: list[tuple[e.Event, float]]) -> N
         assert running | kept <= started, story
         if event == e.Tick() and now >= session.lease_until:
             assert not any(isinstance(action, e.Start) for action in session.handle(e.Tick(), now))
-
-
-# ---- views
-
-
-def viewing(job: str = "j1", journal: bytes = b"", seen: bytes = b"", burst: int = 1, **more: Value) -> e.Received:
-    fields = {"job": job, "attempt": 1, "epoch": EPOCH, "uid": 1000, "cwd": "/srv", "views": 1, "burst": burst, **more}
-    return received("ASSIGN", b"", b"true\0", b"", seen, journal, **fields)
-
-
-def wrote(piece: bytes, job: str = "j1") -> e.RunnerSaid:
-    return e.RunnerSaid((job, 1), e.Kind.MANIFEST, 0, 0, piece)
-
-
-def start_of(actions: Sequence[e.Action]) -> e.Start:
-    [start] = [action for action in actions if isinstance(action, e.Start)]
-    return start
-
-
-APPLIED = e.RunnerSaid(("j1", 1), e.Kind.APPLIED, 0, 0, b"")
-
-
-def test_a_runner_is_given_what_was_seen_and_what_others_changed() -> None:
-    session = welcomed()
-    start = start_of(session.handle(viewing(journal=b"J", seen=b"S", behind=1), 0))
-    assert (start.seen, start.journal, start.views, start.refresh) == (b"S", b"J", True, True)
-    session.handle(APPLIED, 0)
-    start = start_of(session.handle(viewing("j2", journal=b"K"), 0))
-    assert (start.journal, start.refresh) == (b"K", False)
-    session.handle(e.RunnerEnded(("j2", 1)), 0)
-    assert start_of(session.handle(viewing("j3", burst=2), 0)).journal == b"K", "j2 never said that it had applied it"
-
-
-def test_runners_that_cannot_apply_what_they_are_given_end_in_asking_the_server() -> None:
-    session = welcomed()
-    refused = []
-    for number in range(6):
-        start = start_of(session.handle(viewing(f"j{number}", journal=b"" if number else b"J"), 0))
-        refused.append(start.journal)
-        session.handle(e.RunnerSaid(start.key, e.Kind.REJECTED, 0, 0, b"/srv/a does not show"), 0)
-    assert refused == [b"J"] * 3 + [b""] * 3
-
-
-def test_entries_that_come_with_a_job_that_is_not_taken_are_not_lost() -> None:
-    session = welcomed(1)
-    session.handle(viewing(), 0)
-    session.handle(APPLIED, 0)
-    assert verbs(session.handle(viewing("j2", journal=b"K", behind=1), 0)) == ["REJECT"]
-    session.handle(ended(), 0)
-    start = start_of(session.handle(viewing("j3"), 0))
-    assert (start.journal, start.refresh) == (b"K", True)
-
-
-def test_an_agent_that_never_records_gives_its_runners_nothing() -> None:
-    session = welcomed()
-    session.registration = Registration("a", 2, ("/srv",), "any", records=False)
-    start = start_of(session.handle(viewing(journal=b"J"), 0))
-    assert (start.views, start.refresh, start.journal) == (False, False, b"")
-    assert session._marks.size == 0
-
-
-def test_manifests_go_out_at_once_and_again_before_the_result_on_a_new_connection() -> None:
-    session = welcomed()
-    session.handle(viewing(), 0)
-    [(verb, fields)] = sent(session.handle(wrote(b"one"), 1))
-    assert (verb, fields.text("job"), fields.number("attempt")) == ("MANIFEST", "j1", 1)
-    session.handle(e.Disconnected(), 1)
-    assert not sent(session.handle(wrote(b"two"), 2))
-    session.handle(e.Connected(), 3)
-    session.handle(WELCOME, 3)
-    assert not sent(session.handle(wrote(b"three"), 3))
-    assert not sent(session.handle(ended(), 3))
-    for now in (4, 5):  # a submitter may come back twice
-        actions = session.handle(attach(), now)
-        assert verbs(actions) == ["MANIFEST", "MANIFEST", "MANIFEST", "RESULT"]
-        assert [a.frames[2] for a in actions if isinstance(a, e.Send) and a.frames[0] == b"MANIFEST"] == [b"one", b"two", b"three"]
-    assert verbs(session.handle(e.Tick(), 11)) == ["HEARTBEAT", "RESULT"], "this connection has carried the manifest"
-
-
-def test_a_distributor_of_a_new_epoch_is_offered_what_was_written_lately() -> None:
-    session = welcomed()
-    session.handle(viewing(), 0)
-    session.handle(wrote(b"one"), 0)
-    session.handle(ended(), 0)
-    session.handle(received("ACK", job="j1", attempt=1), 0)
-    for epoch, offered in ((EPOCH, []), ("8", [b"one"])):
-        session.handle(e.Disconnected(), 1)
-        session.handle(e.Connected(), 1)
-        actions = session.handle(received("WELCOME", epoch=epoch, token="t", lease_ms=10_000), 1)
-        offers = [a.frames for a in actions if isinstance(a, e.Send) and a.frames[0] == b"MANIFEST"]
-        assert offers == [(b"MANIFEST", b"offer=1\0", piece) for piece in offered]
-    assert verbs(actions)[0] == "HEARTBEAT", "its uid counts only once the token is back"
-
-
-def test_what_is_offered_is_bounded() -> None:
-    session = welcomed()
-    session.handle(viewing(), 0)
-    for number in range(s.MAX_RECENT_BYTES // 32_768 + 10):
-        session.handle(wrote(bytes([number % 256]) * 32_768), 0)
-    session.handle(e.Disconnected(), 1)
-    session.handle(ended(), 1)
-    session.handle(e.Connected(), 1)
-    actions = session.handle(received("WELCOME", epoch="8", token="t", lease_ms=10_000), 1)
-    offers = [a for a in actions if isinstance(a, e.Send) and a.frames[1] == b"offer=1\0"]
-    assert len(offers) == s.MAX_RECENT_BYTES // 32_768
-
-
-def test_it_registers_again_when_the_mounts_have_changed() -> None:
-    session = welcomed()
-    [(verb, fields)] = sent(session.handle(e.Mounted(True, ("/srv nfs4 s:/x rw",), ("s:/x: soft",)), 1))
-    assert (verb, fields.flag("views"), fields.texts("mount"), fields.texts("flaw")) == (
-        "REGISTER", True, ("/srv nfs4 s:/x rw",), ("s:/x: soft",),
-    )  # fmt: skip
-    session.handle(e.Disconnected(), 2)
-    assert not sent(session.handle(e.Mounted(False), 3))
-    [(_, fields)] = sent(session.handle(e.Connected(), 4))
-    assert not fields.flag("views")
