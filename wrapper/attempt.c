@@ -27,9 +27,11 @@ static int64_t boot_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-static void begin(struct attempt *a, uint64_t number)
+static void begin(struct attempt *a, const struct message *offer)
 {
-    a->number = number;
+    const char *epoch = fields_get(offer->fields, "epoch");
+    a->number = fields_number(offer->fields, "attempt", 0);
+    snprintf(a->epoch, sizeof a->epoch, "%s", epoch ? epoch : "");
     a->attaching = false;
     a->passed_before = a->passed;
     a->in.limit = 0;
@@ -42,7 +44,7 @@ static void begin(struct attempt *a, uint64_t number)
     }
 }
 
-void attempt_start(struct attempt *a, struct link *l, struct job *job, uint64_t number)
+void attempt_start(struct attempt *a, struct link *l, struct job *job, const struct message *offer)
 {
     const struct stream *streams = job->streams;
     bool joined = streams_same(&streams[1], &streams[2]);
@@ -59,7 +61,7 @@ void attempt_start(struct attempt *a, struct link *l, struct job *job, uint64_t 
         a->out[i].expected = kind != STREAM_CLOSED && kind != STREAM_NULL && !(i && joined);
         a->out[i].printed_hash = HASH_START;
     }
-    begin(a, number);
+    begin(a, offer);
     a->go_ms = boot_ms();
 }
 
@@ -74,13 +76,13 @@ static bool was_touched_by_signals(const struct attempt *a)
     return false;
 }
 
-const char *attempt_restart(struct attempt *a, uint64_t number)
+const char *attempt_restart(struct attempt *a, const struct message *offer)
 {
     if (was_touched_by_signals(a))
         return "a signal had been passed on to it";
     if (!source_rewind(&a->in, 0))
         return "its input cannot be given again";
-    begin(a, number);
+    begin(a, offer);
     return NULL;
 }
 
@@ -268,6 +270,8 @@ void attempt_detach(struct attempt *a)
 static void add_progress(const struct attempt *a, struct fields_out *fields)
 {
     fields_addf(fields, "attempt", "%llu", (unsigned long long)a->number);
+    if (a->epoch[0])
+        fields_add(fields, "epoch", a->epoch);
     fields_addf(fields, "go_ms", "%lld", (long long)(boot_ms() - a->go_ms));
     for (int i = 0; i < 2; i++) {
         char limit[16];

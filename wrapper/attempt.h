@@ -28,6 +28,7 @@ struct attempt {
     struct link *link;
     struct job *job;
     uint64_t number; /* 0: the distributor does not count attempts */
+    char epoch[STAMP_BYTES]; /* in which it was offered; empty: that was not said */
     int64_t go_ms;   /* when GO was sent, on the clock that counts suspend */
     struct source in;
     struct output out[2];
@@ -40,11 +41,11 @@ struct attempt {
 
 enum taken { TAKEN, TAKEN_WRONG, TAKEN_DIFFERS };
 
-/* GO has just been sent for it. */
-void attempt_start(struct attempt *a, struct link *l, struct job *job, uint64_t number);
+/* GO has just been sent in answer to this OFFER. */
+void attempt_start(struct attempt *a, struct link *l, struct job *job, const struct message *offer);
 
-/* It is to be run anew, as attempt `number`. Returns why that cannot be, or NULL. */
-const char *attempt_restart(struct attempt *a, uint64_t number);
+/* It is to be run anew. Returns why that cannot be, or NULL. */
+const char *attempt_restart(struct attempt *a, const struct message *offer);
 
 /* GO has been sent for the new one. */
 void attempt_started(struct attempt *a);

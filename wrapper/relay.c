@@ -199,7 +199,7 @@ static void take_failure(struct relay *r, const struct message *m, bool safe)
 /* It is to be run anew: an earlier GO is void, or its attempt is lost and will never be heard of again. */
 static void answer_offer(struct relay *r, const struct message *m, const char *stamp)
 {
-    const char *why = r->deadly ? NULL : attempt_restart(r->attempt, fields_number(m->fields, "attempt", 0));
+    const char *why = r->deadly ? NULL : attempt_restart(r->attempt, m);
     if (r->deadly) {
         end_by_signal(r);
     } else if (why) {
@@ -387,14 +387,15 @@ static void drain(struct relay *r)
     r->ending->status = r->deadly;
 }
 
-void relay_run(struct link *l, const struct address *address, struct job *job, uint64_t attempt, struct signals *signals, struct ending *ending)
+void relay_run(struct link *l, const struct address *address, struct job *job, const struct message *offer, struct signals *signals,
+               struct ending *ending)
 {
     static struct attempt at_hand; /* large: not on the stack */
     const struct settings *s = job->settings;
     struct relay r = { .link = l, .job = job, .signals = signals, .ending = ending, .attempt = &at_hand };
     r.absence = (struct absence){ .address = address, .insecure = s->insecure, .patience_ms = s->patience_ms };
     *ending = (struct ending){ 0 };
-    attempt_start(&at_hand, l, job, attempt);
+    attempt_start(&at_hand, l, job, offer);
     while (!r.over)
         step(&r);
     drain(&r);

@@ -23,8 +23,9 @@ struct ending {
     uint64_t queued_ms, run_ms, flush_ms;
 };
 
-/* Stays until the end of a job whose GO has gone over this connection, and connects anew to the same address when it breaks.
- * `attempt` is the number in the OFFER; 0: it held none, so that nobody there knows of attempts. */
-void relay_run(struct link *l, const struct address *address, struct job *job, uint64_t attempt, struct signals *signals, struct ending *ending);
+/* Stays until the end of a job whose GO has just gone over this connection, in answer to this OFFER, and connects anew to the same
+ * address when it breaks. */
+void relay_run(struct link *l, const struct address *address, struct job *job, const struct message *offer, struct signals *signals,
+               struct ending *ending);
 
 #endif

@@ -67,19 +67,16 @@ static bool take_word(const struct message *m, struct answer *a)
 static enum link_status run_to_end(const struct address *address, struct job *job, const struct message *offer, const char *stamp,
                                    struct signals *signals, struct answer *a)
 {
-    char kept[STAMP_BYTES];
-    uint64_t attempt = fields_number(offer->fields, "attempt", 0);
-    snprintf(kept, sizeof kept, "%s", stamp); /* the message's memory is used again */
     if (fields_number(offer->fields, "views", 0) == 1)
         views_prepare(job, &connection);
     connection.quiet_ms = PING_AFTER_MS;
     signals_take(signals);
-    enum link_status status = go_send(&connection, job, kept, &signals->inherited);
+    enum link_status status = go_send(&connection, job, stamp, &signals->inherited);
     if (status != LINK_FINE) {
         signals_restore(signals);
         return status;
     }
-    relay_run(&connection, address, job, attempt, signals, &a->ending);
+    relay_run(&connection, address, job, offer, signals, &a->ending);
     a->kind = ANSWER_RAN;
     if (a->ending.kind == ENDED_NEVER_RAN) {
         signals_restore(signals);
