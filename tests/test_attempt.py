@@ -155,6 +155,15 @@ def test_stdin_is_counted_as_the_runner_counts_it() -> None:
     assert verbs(session.handle(attach(), 0)) == ["CREDIT", "RESULT"]
 
 
+def test_credit_for_stdin_is_told_to_whoever_is_there() -> None:
+    session = running()
+    credit = e.RunnerSaid(KEY, e.Kind.CREDIT, 0, 4_096, b"")
+    [(verb, fields)] = sent(session.handle(credit, 0))
+    assert (verb, fields.number("attempt"), fields.text("stream"), fields.number("limit")) == ("CREDIT", 1, "stdin", 4_096)
+    again(session, 1)
+    assert not session.handle(credit, 1)
+
+
 def test_each_signal_is_delivered_once() -> None:
     session = running()
     delivered = [

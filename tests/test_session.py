@@ -147,6 +147,7 @@ def test_assignments_that_are_rejected(before: list[e.Event], event: e.Received,
     [(verb, fields)] = sent(actions)
     assert verb == "REJECT"
     assert reason in fields.text("reason")
+    assert (fields.text("job"), fields.number("attempt")) == (event.fields.text("job"), event.fields.number("attempt"))
     assert not only(actions, e.Start)
 
 
@@ -184,6 +185,13 @@ def test_a_rejection_after_it_was_registered_as_running_is_told_when_it_is_asked
     session.handle(WELCOME, 2)
     [(verb, fields)] = sent(session.handle(attach(), 2))
     assert (verb, fields.text("error"), fields.flag("repeat"), fields.text("reason")) == ("RESULT", "lost", True, "no?room")
+
+
+def test_a_word_of_a_runner_that_is_not_known_is_passed_over() -> None:
+    session = welcomed()
+    session.handle(assign(), 0)
+    assert session.handle(e.RunnerSaid(("j1", 1), 99, 0, 0, b""), 0) == []
+    assert session.running
 
 
 def test_a_runner_that_dies_is_no_failure_of_the_command() -> None:
@@ -305,6 +313,23 @@ def test_a_result_that_came_about_late_waits_as_long() -> None:
     assert not session.kept
 
 
+def test_connections_on_which_it_is_not_taken_in_do_not_count_as_being_heard() -> None:
+    session = welcomed()
+    session.handle(assign(), 0)
+    session.handle(ended(), 0)
+    session.handle(e.Disconnected(), 1)
+    session.handle(e.Connected(), 500)
+    session.handle(e.Disconnected(), 501)
+    session.handle(e.Tick(), 2 + s.ORPHAN_SECONDS)
+    assert not session.kept
+
+
+def test_without_a_connection_nothing_is_sent() -> None:
+    session = s.Session(Registration("a", 1, ("/srv",), "any"))
+    assert not sent([*session.handle(e.Tick(), 0), *session.handle(e.Mounted(True), 0), *session.handle(e.DrainAsked(), 0)])
+    assert only(session.handle(e.Tick(), 1), e.Quit) == [e.Quit(0)]
+
+
 def test_it_registers_once_until_it_is_answered() -> None:
     session = s.Session(Registration("a", 1, ("/srv",), "any"))
     session.handle(e.Connected(), 0)
@@ -341,6 +366,7 @@ def test_no_more_is_taken_than_a_registration_can_name() -> None:
     session.handle(e.News(("before",), results, 0), 0)
     session.handle(assign("j1"), 0)
     assert "acknowledged" in sent(session.handle(assign("j2"), 0))[0][1].text("reason")
+    assert not only(session.handle(ended("j1"), 0), e.Log), "nothing had to be dropped for it"
     actions = session.handle(e.News(("earlier",), ((("x", 1), 1, b"status=0\0", b""),), 0), 0)
     assert ("result_dropped", (("job", "old0"), ("attempt", 1))) in [(a.event, a.fields) for a in actions if isinstance(a, e.Log)]
     assert len(session.running) + len(session.kept) == s.MAX_ATTEMPTS
@@ -373,7 +399,7 @@ def test_stop_ends_all_so_that_it_can_run_elsewhere_and_does_not_wait_for_ever()
     assert only(session.handle(e.StopAsked(), 0), e.Tell) == [e.Tell(("j1", 1), e.Kind.KILL, 0, 1)]
     assert verbs(session.handle(replace(ended(), payload=b"error=lost\0repeat=1\0"), 0)) == ["RESULT"]
     assert not only(session.handle(e.Tick(), 1), e.Quit)
-    assert only(session.handle(e.Tick(), s.STOP_SECONDS), e.Quit)
+    assert only(session.handle(e.Tick(), s.STOP_SECONDS), e.Quit) == [e.Quit(0)]
 
 
 def test_a_refusal_does_not_end_what_runs() -> None:

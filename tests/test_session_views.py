@@ -40,6 +40,16 @@ def test_a_runner_is_given_what_was_seen_and_what_others_changed() -> None:
     assert start_of(session.handle(viewing("j3", burst=2), 0)).journal == b"K", "j2 never said that it had applied it"
 
 
+def test_runners_that_have_applied_what_they_were_given_have_not_failed_when_they_end() -> None:
+    session = welcomed(4)
+    for number in range(4):
+        session.handle(viewing(f"j{number}", journal=b"J"), 0)
+    for kind in (e.Kind.APPLIED, e.Kind.APPLIED, e.Kind.ENDED):
+        for number in range(4):
+            session.handle(e.RunnerSaid((f"j{number}", 1), kind, 0, 0, b"status=0\0"), 0)
+    assert not start_of(session.handle(viewing("next"), 0)).refresh
+
+
 def test_runners_that_cannot_apply_what_they_are_given_end_in_asking_the_server() -> None:
     session = welcomed()
     refused = []
