@@ -172,7 +172,8 @@ class Attempt:
 
     def attach(self, have: Sequence[int], limits: Sequence[int]) -> list[Action]:
         """All that a submitter lacks that has so many bytes of stdout and stderr, and gave them such credit."""
-        again: list[Action] = []
+        pairs = (("stream", "stdin"), ("limit", self.stdin.limit), ("received", self.stdin.received))
+        again: list[Action] = [self.message("CREDIT", pairs)]  # it comes first: from here on nothing is left out
         for stream, output, offset, limit in zip((1, 2), self.outputs, have, limits, strict=True):
             if self.outcome is None:
                 again.append(Tell(self.key, Kind.CREDIT, stream, limit))
@@ -182,8 +183,6 @@ class Attempt:
             again += [self.said(stream, at, data) for at, data in output.pieces()]
         if self.lacks and self.outcome is None:  # nobody can make anything of what it will still say
             again.append(Tell(self.key, Kind.KILL, number=ENDED_BY_AGENT))
-        if self.outcome is None or self.stdin.limit:
-            again.append(self.message("CREDIT", (("stream", "stdin"), ("limit", self.stdin.limit), ("received", self.stdin.received))))
         self.manifest.sent = 0
         return [*again, *self.written(), *self.ended()]
 

@@ -33,6 +33,7 @@ from dwrap.distributor import identity, wire
 from dwrap.distributor.connections import Connection, Connections
 from dwrap.distributor.events import JobState
 from dwrap.distributor.job import Job
+from dwrap.distributor.ledger import Ledger
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol.messages import MAX_FRAME_BYTES, MAX_FRAMES, Fields, ProtocolError, encode, parse
@@ -61,12 +62,14 @@ class Broker:
         reports: Reports,
         secret: Callable[[], str],
         insecure: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
         """Binds the endpoints. Raises zmq.ZMQError when one cannot be had."""
         self._scheduler = scheduler
         self._reports = reports
         self._secret = secret
         self._insecure = insecure
+        self._ledger = ledger
         self._links = Connections()
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -83,7 +86,7 @@ class Broker:
         self._handlers = self._make_handlers()
         self._deeds: dict[type, Callable[[Any], None]] = {
             **dict.fromkeys(wire.MESSAGES, self._tell),
-            e.Record: reports.fold,
+            e.Record: self._record,
             e.Unexpected: lambda action: reports.unexpected(action.what),
             e.Disconnect: lambda action: self._evict(action.peer),
         }
@@ -103,6 +106,8 @@ class Broker:
                 full = self._take_batch(self._monitor in ready) == _BATCH
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
+            if self._ledger is not None:
+                self._ledger.lives(time.monotonic())
         log.info("stopped")
 
     def stop(self) -> None:
@@ -248,6 +253,8 @@ class Broker:
         return {
             "SUBMIT": lambda link, fields, _, __: happened(wire.submit(link.peer, link.uid, fields)),
             "GO": self._go,
+            "ATTACH": self._attach,
+            "MADE": lambda link, fields, _, __: happened(wire.made(link.peer, fields)),
             "ACK": lambda link, fields, _, __: happened(e.Acknowledged(link.peer, fields.name("job"))),
             "OUTPUT": self._to_submitter,
             "CREDIT": self._to_either,
@@ -270,6 +277,16 @@ class Broker:
             return identity.evict(link.fd)
         self._happened(event)
 
+    def _attach(self, link: Connection, fields: Fields, *_: object) -> None:
+        """It may be a new connection: who is at its other end counts once the stamp of PROVE is back."""
+        event = wire.attach(link.peer, link.uid, fields)
+        link.token = link.token or self._secret()
+        if fields.text("stamp") != link.token:
+            return self._send(link.peer, wire.prove(event.spec.job, link.token))
+        if not link.confirm():
+            return identity.evict(link.fd)
+        self._happened(event)
+
     def _heartbeat(self, link: Connection, fields: Fields, *_: object) -> None:
         event = wire.heartbeat(link.peer, fields)
         agent = self._scheduler.agents.get(link.peer)
@@ -278,7 +295,9 @@ class Broker:
         self._happened(event)
 
     def _to_submitter(self, link: Connection, fields: Fields, _: object, frames: list[bytes]) -> None:
-        job = self._scheduler.held_by(link.peer, fields.name("job"), fields.number("attempt"))
+        if fields.get("received") is not None:
+            self._happened(e.Joined(link.peer, fields.name("job"), fields.number("attempt")))
+        job = self._scheduler.told_by(link.peer, fields.name("job"), fields.number("attempt"))
         if job is None:
             return self._reports.unexpected("stream")
         if job.peer is not None:
@@ -327,6 +346,11 @@ class Broker:
     def _happened(self, event: e.Event) -> None:
         for action in self._scheduler.handle(event, time.monotonic()):
             self._deeds[type(action)](action)
+
+    def _record(self, record: e.Record) -> None:
+        if self._ledger is not None and record.job:
+            self._ledger.fold(record)  # first of all: an assignment is written down before it is sent
+        self._reports.fold(record)
 
     def _tell(self, action: Any) -> None:
         self._send(action.peer, wire.MESSAGES[type(action)](action, self._reports.epoch))

@@ -21,6 +21,8 @@ import zmq
 from dwrap.distributor import http, version
 from dwrap.distributor.broker import Broker
 from dwrap.distributor.identity import is_loopback_endpoint
+from dwrap.distributor.ledger import SILENCE_SECONDS, Ledger, boot_id
+from dwrap.distributor.past import Past
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
@@ -57,7 +59,7 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
     "--config", type=click.Path(dir_okay=False, path_type=Path), callback=_read_config, is_eager=True, expose_value=False,
     help="TOML file with defaults of these options.",
 )  # fmt: skip
-@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch over restarts.")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch and the assignments over restarts.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
 @click.version_option(version(), prog_name="dwrap-distributor")
 def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:
@@ -66,12 +68,15 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     http_at = _http_address(http_address)
     _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
     _raise_descriptor_limit()
-    scheduler = Scheduler(_secret)
+    now = time.monotonic()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.setsockopt(zmq.MAX_SOCKETS, 65_535)
     try:
-        reports = Reports(scheduler, next_epoch(state, time.time_ns()))
-        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure)
+        epoch = next_epoch(state, time.time_ns())
+        ledger = Ledger(state, epoch, now, boot_id()) if state else None
+        scheduler = Scheduler(_secret, past=ledger.past if ledger else Past(now, frozenset({epoch}), now + SILENCE_SECONDS))
+        reports = Reports(scheduler, epoch)
+        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger)
         url, stop_http = _serve_http(http_at, broker, reports)
     except OSError as error:  # ZMQError is one too
         die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
@@ -84,6 +89,8 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     notify("STOPPING=1")
     stop_http()
     broker.close()
+    if ledger:
+        ledger.close()
     context.destroy(linger=200)
 
 

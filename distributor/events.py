@@ -17,6 +17,8 @@ from dwrap.protocol.manifest import Entry
 Peer: TypeAlias = int
 Fact: TypeAlias = str | int | float | None
 ANY_UID = -1
+Held: TypeAlias = tuple[str, int, int | None]
+"""An attempt as an agent names it in REGISTER: job, number, and the uid it runs as (None: an old agent does not say)."""
 _T = TypeVar("_T")
 
 
@@ -29,13 +31,14 @@ def _fact(cls: type[_T]) -> type[_T]:
 class JobState(enum.Enum):
     """Where a job stands. `Scheduler._move` makes every change from one to the next.
 
-    QUEUED → OFFERED → ASSIGNED → SETTLED; OFFERED → QUEUED (not answered, or its agent left);
-    ASSIGNED → QUEUED (rejected: it was never started); and from each to SETTLED.
+    QUEUED → OFFERED → ASSIGNED → SETTLED; OFFERED → QUEUED (not answered, or its agent left); ASSIGNED ↔ MISSING (its agent's
+    connection ends, and is there again); ASSIGNED, MISSING → QUEUED (no attempt lives, and it may be run again); and from each to SETTLED.
     """
 
     QUEUED = "queued"  #: waits for a slot, for an agent, or for its submitter to be heard again
     OFFERED = "offered"  #: a slot is held for it; its submitter has 2 s to say GO
     ASSIGNED = "assigned"  #: an agent has it; it may have started
+    MISSING = "missing"  #: as ASSIGNED, and nothing is heard of that agent
     SETTLED = "settled"  #: its submitter has been told how it ended, or has gone
 
 
@@ -73,7 +76,11 @@ class AgentSpec:
     cpus: int = 0
     memory_bytes: int = 0
     tree: str = ""
-    running: tuple[tuple[str, int], ...] = ()
+    incarnation: str = ""  #: the agent's process; another one has another name
+    former: tuple[str, ...] = ()  #: incarnations before it of which no process lives
+    leftover: int = 0  #: process trees of incarnations before it that live still
+    running: tuple[Held, ...] = ()
+    kept: tuple[Held, ...] = ()  #: their results wait
     draining: bool = False
     views: bool = False
     mounts: tuple[str, ...] = ()
@@ -99,6 +106,10 @@ class Outcome:
     error: str = ""
     reason: str = ""
     facts: Mapping[str, Fact] = field(default_factory=dict)
+    repeat: bool = False  #: it may be run again, once what it made is removed
+    made: tuple[str, ...] = ()
+    memory: bool = False  #: it was killed for want of memory
+    fault: bool = False  #: it is the agent's own trouble
 
 
 # ---- events ----
@@ -128,6 +139,21 @@ class Committed:
     job: str
     stamp: str
     payload: tuple[bytes, ...]
+
+
+@_fact
+class Attached:
+    """A submitter's connection is new, or its agent's is. `attempt` was offered in `epoch`, and GO sent `since` seconds ago. `offsets` are
+    for the agent.
+    """
+
+    peer: Peer
+    uid: int | None
+    spec: JobSpec
+    attempt: int
+    epoch: int
+    since: float
+    offsets: tuple[tuple[str, int], ...]
 
 
 @_fact
@@ -161,6 +187,29 @@ class Rejected:
     job: str
     attempt: int
     reason: str
+    fault: bool = False  #: it is the agent's own trouble
+
+
+@_fact
+class Made:
+    """An attempt is about to make these names, or to go beyond what can be run again; it waits for Noted when it asks."""
+
+    peer: Peer
+    job: str
+    attempt: int
+    seq: int
+    paths: tuple[str, ...]
+    beyond: str
+    ask: bool
+
+
+@_fact
+class Joined:
+    """An agent has begun to answer ForwardAttach."""
+
+    peer: Peer
+    job: str
+    attempt: int
 
 
 @_fact
@@ -206,11 +255,14 @@ Event: TypeAlias = (
     Submitted
     | Explained
     | Committed
+    | Attached
     | Acknowledged
     | Registered
     | Heartbeat
     | Leaving
     | Rejected
+    | Made
+    | Joined
     | Finished
     | ManifestTold
     | Disconnected
@@ -252,6 +304,7 @@ class Offer:
     peer: Peer
     job: str
     stamp: str
+    attempt: int
     views: bool = False
 
 
@@ -266,6 +319,36 @@ class Assign:
     journal: bytes = b""
     behind: bool = False
     burst: int = 0
+    undo: tuple[str, ...] = ()
+    memory_retry: bool = False  #: if it is killed for want of memory, that is no result yet
+
+
+@_fact
+class Resume:
+    """To a submitter: its job's agent has a new connection."""
+
+    peer: Peer
+    job: str
+
+
+@_fact
+class ForwardAttach:
+    """To an agent: say again what the submitter may have missed."""
+
+    peer: Peer
+    job: str
+    attempt: int
+    offsets: tuple[tuple[str, int], ...]
+
+
+@_fact
+class Noted:
+    """To an agent: what the attempt told is written down."""
+
+    peer: Peer
+    job: str
+    attempt: int
+    seq: int
 
 
 @_fact
@@ -291,6 +374,7 @@ class TellFailed:
     job: str
     reason: str
     safe: bool
+    undo: tuple[str, ...] = ()
 
 
 @_fact
@@ -359,6 +443,9 @@ Action: TypeAlias = (
     | TellQueued
     | Offer
     | Assign
+    | Resume
+    | ForwardAttach
+    | Noted
     | ForwardManifest
     | DeliverResult
     | TellFailed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dwrap.distributor import events as e
 from dwrap.distributor.events import JobSpec, JobState, Peer
 from dwrap.distributor.queue import FairQueue
 
@@ -16,9 +17,14 @@ if TYPE_CHECKING:
 MOVES: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.OFFERED, JobState.SETTLED}),
     JobState.OFFERED: frozenset({JobState.QUEUED, JobState.ASSIGNED, JobState.SETTLED}),
-    JobState.ASSIGNED: frozenset({JobState.QUEUED, JobState.SETTLED}),
+    JobState.ASSIGNED: frozenset({JobState.QUEUED, JobState.MISSING, JobState.SETTLED}),
+    JobState.MISSING: frozenset({JobState.QUEUED, JobState.ASSIGNED, JobState.SETTLED}),
     JobState.SETTLED: frozenset(),
 }
+
+
+MAX_MADE: Final = 256
+MAX_MADE_BYTES: Final = 64 * 1024
 
 
 class Job:
@@ -26,16 +32,29 @@ class Job:
 
     __slots__ = (
         "agent",
+        "alone",
         "assigned_at",
         "attempt",
         "avoid",
+        "beyond",
+        "blind",
+        "delivered_to",
         "burst",
         "expected_seconds",
+        "gone_at",
+        "holder",
+        "joining",
         "homeless_since",
+        "killed",
+        "losses",
+        "lost_at",
+        "made",
+        "memory_bytes",
         "missed_offers",
         "offered_at",
         "peer",
         "queue",
+        "result",
         "settled_at",
         "spec",
         "stamp",
@@ -47,8 +66,8 @@ class Job:
         "views",
     )
 
-    def __init__(self, peer: Peer, uid: int | None, spec: JobSpec, submitted_at: float, expected_seconds: float) -> None:
-        self.peer: Peer | None = peer  #: the submitter's connection; None when it has gone
+    def __init__(self, uid: int | None, spec: JobSpec, submitted_at: float, expected_seconds: float) -> None:
+        self.peer: Peer | None = None  #: the submitter's connection; None while it has none
         self.uid = uid
         self.spec = spec
         self.submitted_at = submitted_at
@@ -58,6 +77,19 @@ class Job:
         self.queue: FairQueue[Job] | None = None  #: the queue it stands in, while it stands in one
         self.agent: Agent | None = None  #: who holds a slot for it (OFFERED) or has it (ASSIGNED, SETTLED until acknowledged)
         self.attempt = 0  #: the number of its newest assignment
+        self.holder = ("", "")  #: who was given that: an agent's name and incarnation
+        self.made: dict[str, None] = {}  #: names that its attempts made, in order: to be removed before it runs again
+        self.beyond = ""  #: why its newest attempt cannot be followed by another
+        self.blind = False  #: what its newest attempt did was told to an earlier epoch, if at all
+        self.result: e.Finished | None = None  #: how its newest attempt ended
+        self.delivered_to: Peer | None = None  #: to which connection of its submitter that was told
+        self.joining = False  #: its agent has not begun to say again what its submitter missed: what comes meanwhile has gaps
+        self.losses = 0  #: attempts that were lost
+        self.lost_at = 0.0  #: MISSING: when its attempt is taken for lost
+        self.gone_at: float | None = None  #: since when its submitter is away
+        self.killed = False  #: nobody wants it any more, and its agent was told so
+        self.memory_bytes = 0  #: a machine with no more than this has too little memory for it
+        self.alone = False  #: it needs a machine for itself
         self.avoid: tuple[str, ...] = ()  #: agents that rejected it
         self.stamp = ""
         self.offered_at = 0.0
@@ -85,6 +117,26 @@ class Job:
     @property
     def weight(self) -> float:
         return 2.0**self.spec.priority
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether not every agent of a pool will do."""
+        return bool(self.avoid or self.spec.agent or self.memory_bytes or self.alone)
+
+    @property
+    def is_unclaimed(self) -> bool:
+        """Whether it is of an epoch before this one, and its submitter has not been heard in this one."""
+        return self.peer is None and self.gone_at is None
+
+    @property
+    def why_too_many_made(self) -> str:
+        """Why there are too many names to remove for another attempt; empty when there are not."""
+        many = len(self.made) > MAX_MADE or sum(map(len, self.made)) > MAX_MADE_BYTES
+        return "it made too many files to remove them all" if many else ""
+
+    @property
+    def undo(self) -> tuple[str, ...]:
+        return tuple(self.made)
 
     @property
     def was_committed(self) -> bool:

@@ -15,11 +15,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dwrap.distributor.events import AgentSpec, Load, Peer
 from dwrap.distributor.journal import NEVER
 from dwrap.distributor.policy import Pool, pool_of
+
+if TYPE_CHECKING:
+    from dwrap.distributor.job import Job
 
 SHORT_OF_MEMORY_BYTES = 256 * 1024 * 1024
 SHORT_OF_MEMORY_PSI_PERCENT = 20.0
@@ -39,7 +42,10 @@ class Agent:
         "mark",
         "peer",
         "pool",
+        "reserved",
         "spec",
+        "stale",
+        "suspended",
         "token",
         "trusted",
         "turn",
@@ -62,6 +68,9 @@ class Agent:
         self.heard_at = 0.0
         self.lease_until = 0.0
         self.version = 0
+        self.reserved = False  #: kept free for a job that needs it for itself
+        self.stale: set[tuple[str, int]] = set()  #: attempts that it still runs, and that nobody waits for
+        self.suspended = ""  #: why it is given no work for a while
         self.mark = NEVER  #: how far it was told what others changed
 
     @property
@@ -71,7 +80,12 @@ class Agent:
     @property
     def is_serving(self) -> bool:
         """Whether it may be given work at all, a free slot aside."""
-        return self.trusted and not self.draining
+        return self.trusted and not (self.draining or self.suspended or self.stale or self.spec.leftover)
+
+    @property
+    def is_quarantined(self) -> bool:
+        """Whether what was given up still runs there: it may write where others do now."""
+        return bool(self.stale or self.spec.leftover)
 
     @property
     def is_short_of_memory(self) -> bool:
@@ -81,7 +95,7 @@ class Agent:
     @property
     def has_room(self) -> bool:
         held = len(self.jobs)
-        return held < self.spec.slots and not (held and self.is_short_of_memory)
+        return held < self.spec.slots and not self.reserved and not (held and self.is_short_of_memory)
 
     @property
     def score(self) -> float:
@@ -133,6 +147,7 @@ class Placement:
     def __init__(self) -> None:
         self._groups: dict[Pool, _Group] = {}
         self._named: dict[str, Agent] = {}
+        self._reserved: dict[str, Agent] = {}  # by job
         self._turns = itertools.count(1)
 
     @property
@@ -189,6 +204,39 @@ class Placement:
             if entry is not None and (found is None or entry < found):
                 found = entry
         return found[4] if found else None
+
+    def best_for(self, job: Job, pools: Collection[Pool]) -> Agent | None:
+        """As `best`, for a job that not every agent will do for, or None. One that needs an agent for itself has it kept free."""
+        if not (job.memory_bytes or job.alone):
+            return self.best(pools, job.avoid, job.spec.agent)
+        able = [agent for pool in pools if pool in self._groups for agent in self._groups[pool].agents if agent.name not in job.avoid]
+        able = [agent for agent in able if job.spec.agent in ("", agent.name)]
+        larger = [agent for agent in able if agent.spec.memory_bytes > job.memory_bytes]
+        if larger and not job.alone:
+            return min((agent for agent in larger if agent.has_room), key=lambda agent: (agent.score, agent.turn), default=None)
+        job.alone = True
+        return self._reserve(job.id, able)
+
+    def _reserve(self, job: str, able: list[Agent]) -> Agent | None:
+        """The agent that is kept free for a job, once it is free."""
+        chosen = self._reserved.get(job)
+        if chosen not in able:
+            self.unreserve(job)
+            chosen = max((agent for agent in able if not agent.reserved), key=lambda agent: agent.spec.memory_bytes, default=None)
+            if chosen is None:
+                return None
+            self._reserved[job] = chosen
+            chosen.reserved = True
+            self.update(chosen)
+        return chosen if chosen is not None and not chosen.jobs else None
+
+    def unreserve(self, job: str) -> None:
+        """The job needs no agent for itself any more."""
+        agent = self._reserved.pop(job, None) if self._reserved else None
+        if agent is not None:
+            agent.reserved = False
+            if self._named.get(agent.name) is agent:
+                self.update(agent)
 
     def is_full(self, name: str) -> bool:
         """Whether the serving agent of this name has no free slot."""

@@ -5,16 +5,19 @@ Knows who may register under which name, and leases. Does not know what becomes 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import Peer
 from dwrap.distributor.placement import Agent
 from dwrap.distributor.policy import pool_of
+from dwrap.distributor.standing import Standing
 
 LEASE_SECONDS: Final = 10.0
 LEASE_GRACE_SECONDS: Final = 3.0
 NAME_TAKEOVER_SECONDS: Final = 2.5
+MAX_STANDINGS: Final = 4_096
 
 
 class Roster:
@@ -23,11 +26,20 @@ class Roster:
     def __init__(self) -> None:
         self.by_peer: dict[Peer, Agent] = {}
         self._by_name: dict[str, Agent] = {}
+        self._standings: OrderedDict[str, Standing] = OrderedDict()
         self.with_views = 0  #: how many have a network file system under their roots
 
     def named(self, name: str) -> Agent | None:
         """The agent of that name, or None."""
         return self._by_name.get(name)
+
+    def standing(self, name: str) -> Standing:
+        """What is known of an agent's faults, over its connections."""
+        found = self._standings.setdefault(name, Standing())
+        self._standings.move_to_end(name)
+        if len(self._standings) > MAX_STANDINGS:
+            self._standings.popitem(last=False)
+        return found
 
     def refusal(self, event: e.Registered, now: float) -> str:
         """Why this connection may not register so; empty when it may, be it in place of `displaced`."""
@@ -35,7 +47,10 @@ class Roster:
         if event.uid not in (None, 0, spec.serves):
             return f"an agent of uid {event.uid} may serve that uid only"
         known = self.displaced(event)
-        if known is None or (known.uid == event.uid and now - known.heard_at > NAME_TAKEOVER_SECONDS):
+        if known is None:
+            return ""
+        is_same = spec.incarnation and spec.incarnation == known.spec.incarnation  # it knows that its old connection is of no use
+        if known.uid == event.uid and (is_same or now - known.heard_at > NAME_TAKEOVER_SECONDS):
             return ""
         return f"an agent named {spec.name} is already connected from {known.spec.host or 'another host'}; choose another --name"
 
@@ -49,6 +64,9 @@ class Roster:
         agent = Agent(event.peer, event.uid, event.spec, token)
         agent.heard_at = now
         agent.lease_until = now + LEASE_SECONDS
+        standing = self._standings.get(event.spec.name)
+        if standing is not None and standing.is_suspended(now):
+            agent.suspended = standing.why
         self.by_peer[event.peer] = self._by_name[event.spec.name] = agent
         self.with_views += agent.spec.views
         return agent

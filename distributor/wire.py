@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import Fact, Peer
+from dwrap.distributor.job import MAX_MADE
 from dwrap.distributor.policy import AGENT_LABEL
 from dwrap.distributor.roster import LEASE_SECONDS
 from dwrap.protocol.manifest import MAX_PIECE_BYTES, MAX_SEEN_BYTES, parse
@@ -36,7 +37,8 @@ _NUMBERS: Final = (
     "escaped",
 )
 _TEXTS: Final = ("outputs_why", "escaped_path")
-_ERRORS: Final = frozenset({"not_found", "not_executable", "cwd", "infrastructure"})
+_ERRORS: Final = frozenset({"not_found", "not_executable", "cwd", "infrastructure", "lost"})
+_OFFSETS: Final = ("stdout", "stderr", "stdout_limit", "stderr_limit")
 
 
 def job_spec(fields: Fields) -> e.JobSpec:
@@ -124,7 +126,11 @@ def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
         cpus=fields.number("cpus", 0),
         memory_bytes=fields.number("memory_bytes", 0),
         tree=fields.text("tree")[:MAX_TEXT],
-        running=tuple(_attempt(value) for value in fields.texts("running")),
+        incarnation=fields.name("incarnation") if fields.get("incarnation") else "",
+        former=fields.texts("former"),
+        leftover=fields.number("leftover", 0),
+        running=tuple(_held(value) for value in fields.texts("running")),
+        kept=tuple(_held(value) for value in fields.texts("kept")),
         draining=fields.flag("draining"),
         views=fields.flag("views"),
         mounts=_lines(fields, "mount"),
@@ -147,7 +153,28 @@ def heartbeat(peer: Peer, fields: Fields) -> e.Heartbeat:
 
 def rejected(peer: Peer, fields: Fields) -> e.Rejected:
     """REJECT. Raises ProtocolError."""
-    return e.Rejected(peer, fields.name("job"), fields.number("attempt"), one_line(fields.text("reason")))
+    reason = one_line(fields.text("reason"))
+    return e.Rejected(peer, fields.name("job"), fields.number("attempt"), reason, fields.flag("fault"))
+
+
+def made(peer: Peer, fields: Fields) -> e.Made:
+    """MADE. Raises ProtocolError."""
+    who = fields.name("job"), fields.number("attempt"), fields.number("seq")
+    return e.Made(peer, *who, _paths(fields, "path"), one_line(fields.text("beyond")), fields.flag("ask"))
+
+
+def attach(peer: Peer, uid: int | None, fields: Fields) -> e.Attached:
+    """ATTACH of a submitter. Raises ProtocolError."""
+    offsets = tuple((name, fields.number(name)) for name in _OFFSETS)
+    attempt, epoch, since = fields.number("attempt"), fields.number("epoch"), fields.number("go_ms") / 1_000
+    return e.Attached(peer, uid, job_spec(fields), attempt, epoch, since, offsets)
+
+
+def _paths(fields: Fields, key: str) -> tuple[str, ...]:
+    paths = fields.texts(key)
+    if len(paths) > MAX_MADE or not all(path.startswith("/") for path in paths):
+        raise ProtocolError(f"field {key} is given too often or is not an absolute path")
+    return paths
 
 
 def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:
@@ -161,7 +188,8 @@ def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:
     facts["outputs"] = fields.text("outputs")[:MAX_TEXT]
     facts.update({name: one_line(fields.text(name)) for name in _TEXTS if given(name) is not None})
     status = None if error else fields.number("status")
-    outcome = e.Outcome(status, error, one_line(fields.text("reason")), facts)
+    flags = fields.flag("repeat"), _paths(fields, "made"), fields.flag("memory"), fields.flag("fault")
+    outcome = e.Outcome(status, error, one_line(fields.text("reason")), facts, *flags)
     return e.Finished(peer, fields.name("job"), fields.number("attempt"), outcome, raw_fields)
 
 
@@ -169,6 +197,11 @@ def refused(reason: str, job: str = "") -> list[bytes]:
     """REFUSED, to anyone."""
     pairs: FieldsIn = [("job", job), ("reason", one_line(reason))] if job else [("reason", one_line(reason))]
     return encode("REFUSED", pairs)
+
+
+def prove(job: str, stamp: str) -> list[bytes]:
+    """PROVE, to a submitter."""
+    return encode("PROVE", [("job", job), ("stamp", stamp)])
 
 
 def _check_version(fields: Fields) -> None:
@@ -180,11 +213,11 @@ def _lines(fields: Fields, key: str) -> tuple[str, ...]:
     return tuple(map(one_line, fields.texts(key)[:MAX_LINES]))
 
 
-def _attempt(text: str) -> tuple[str, int]:
-    job, _, number = text.rpartition(":")
-    if not job or not number.isdecimal() or len(number) > 18:
-        raise ProtocolError("field running is not of the form JOB:ATTEMPT")
-    return job, int(number)
+def _held(text: str) -> e.Held:
+    job, *numbers = text.split(":")
+    if not job or not 1 <= len(numbers) <= 2 or not all(number.isdecimal() and len(number) <= 18 for number in numbers):
+        raise ProtocolError("field running or kept is not of the form JOB:ATTEMPT:UID")
+    return job, int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else None
 
 
 def _assign(action: e.Assign, epoch: int) -> list[bytes]:
@@ -197,13 +230,18 @@ def _assign(action: e.Assign, epoch: int) -> list[bytes]:
         pairs += [("views", 1), ("burst", action.burst)]
     if action.behind:
         pairs.append(("behind", 1))
+    if action.memory_retry:
+        pairs.append(("memory_retry", 1))
+    if action.undo:
+        pairs += [("undo", path) for path in action.undo]
     payload = action.payload if len(action.payload) > 3 else (*action.payload, b"")
     return encode("ASSIGN", pairs, *payload, action.journal)
 
 
-def _offer(action: e.Offer, _: int) -> list[bytes]:
+def _offer(action: e.Offer, epoch: int) -> list[bytes]:
     views = b"views=1\0" if action.views else b""
-    return [b"OFFER", b"job=%b\0stamp=%b\0%b" % (action.job.encode(), action.stamp.encode(), views)]
+    pairs = b"job=%b\0stamp=%b\0attempt=%d\0epoch=%d\0%b"
+    return [b"OFFER", pairs % (action.job.encode(), action.stamp.encode(), action.attempt, epoch, views)]
 
 
 def _result(action: e.DeliverResult, _: int) -> list[bytes]:
@@ -221,7 +259,12 @@ MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
     e.ForwardManifest: lambda a, _: list(a.frames),
     e.Assign: _assign,
     e.DeliverResult: _result,
-    e.TellFailed: lambda a, _: encode("FAILED", [("job", a.job), ("reason", one_line(a.reason)), ("safe", int(a.safe))]),
+    e.TellFailed: lambda a, _: encode(
+        "FAILED", [("job", a.job), ("reason", one_line(a.reason)), ("safe", int(a.safe)), *(("undo", path) for path in a.undo)]
+    ),
+    e.Resume: lambda a, _: encode("RESUME", [("job", a.job)]),
+    e.ForwardAttach: lambda a, _: encode("ATTACH", [("job", a.job), ("attempt", a.attempt), *a.offsets]),
+    e.Noted: lambda a, _: encode("NOTED", [("job", a.job), ("attempt", a.attempt), ("seq", a.seq)]),
     e.Welcome: lambda a, epoch: encode("WELCOME", [("epoch", epoch), ("token", a.token), ("lease_ms", LEASE_MS)]),
     e.RenewLease: lambda _, epoch: encode("LEASE", [("epoch", epoch), ("lease_ms", LEASE_MS)]),
     e.RefuseAgent: lambda a, _: refused(a.reason),

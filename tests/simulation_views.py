@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from simulation import Agent, Chances, Link, World, Wrapper
+from simulation_plain import Agent, Chances, Link, World, Wrapper
 
 from dwrap.agent.marks import Marks
 from dwrap.distributor import events as e

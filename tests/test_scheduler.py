@@ -9,7 +9,8 @@ import pytest
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState
-from dwrap.distributor.scheduler import NO_AGENT_SECONDS, Scheduler
+from dwrap.distributor.jobs import NO_AGENT_SECONDS
+from dwrap.distributor.scheduler import Scheduler
 from dwrap.distributor.views import MAX_TOLD
 from dwrap.protocol import manifest
 

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from simulation import Chances, Violation, World, run_many
+from simulation_plain import Chances, Violation, World, run_many
 from simulation_views import ViewsWorld
 
 from dwrap.agent.marks import Due, Marks
