@@ -358,8 +358,8 @@ def test_a_signal_while_nobody_is_there_is_kept(dwrap: Wrapper) -> None:
         process.kill()
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_deadly_signal_and_nobody_there_ends_it(dwrap: Wrapper, frozen: bool) -> None:
+@pytest.mark.parametrize("how", ["gone", "frozen", "ignorant"])
+def test_a_deadly_signal_and_nobody_there_ends_it(dwrap: Wrapper, how: str) -> None:
     def script(_submit: Message) -> Script:
         yield OFFER
         yield from until("GO")
@@ -368,9 +368,9 @@ def test_a_deadly_signal_and_nobody_there_ends_it(dwrap: Wrapper, frozen: bool) 
     with TornDistributor(script) as d:
         process = dwrap.popen(d.address, "cmd", env=FAIL)
         d.wait_for("ATTACH")
-        if frozen:
+        if how == "frozen":
             d.freeze()
-        else:
+        elif how == "gone":
             d.__exit__(None, None, None)
         with process:
             start = time.monotonic()

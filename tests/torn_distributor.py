@@ -1,8 +1,8 @@
 """A distributor for the wrapper's tests whose connections can be cut at any byte; a job's script goes on over the next one.
 
 It speaks ZMTP itself, as far as one DEALER needs it, so that it decides which byte is the last. Scripts are those of
-fake_distributor.py, and may also yield a Cut. Every message of a job (ATTACH too) goes to the job's script; what the script sends goes to the newest connection
-that has spoken for the job. Does not run commands, and knows no agents.
+fake_distributor.py, and may also yield a Cut. Every message of a job (ATTACH too) goes to the job's script; what
+the script sends goes to the newest connection that has spoken for the job. Does not run commands, and knows no agents.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
@@ -45,13 +46,15 @@ struct relay {
 
 static struct view view; /* large: not on the stack */
 
-static const char other_output[] = "it was run again after an agent was lost, and did not print the same; look at its outputs, then run it again";
 
-static void end(struct relay *r, enum ending_kind kind, const char *reason)
+__attribute__((format(printf, 3, 4))) static void end(struct relay *r, enum ending_kind kind, const char *format, ...)
 {
+    va_list arguments;
+    va_start(arguments, format);
     r->over = true;
     r->ending->kind = kind;
-    snprintf(r->ending->reason, sizeof r->ending->reason, "%s", reason);
+    vsnprintf(r->ending->reason, sizeof r->ending->reason, format, arguments);
+    va_end(arguments);
 }
 
 static void end_by_signal(struct relay *r)
@@ -63,13 +66,11 @@ static void end_by_signal(struct relay *r)
 /* What became of the command cannot be told any more. */
 static void end_broken(struct relay *r)
 {
-    char reason[REASON_BYTES];
-    snprintf(reason, sizeof reason, "the connection to %s is lost: %.600s; %s may have run or not: look at its outputs, then run it again",
-             r->link->name, r->link->why, r->job->name);
     if (r->deadly)
         end_by_signal(r);
     else
-        end(r, ENDED_UNKNOWN, reason);
+        end(r, ENDED_UNKNOWN, "the connection to %s is lost: %.600s; %s may have run or not: look at its outputs, then run it again", r->link->name,
+            r->link->why, r->job->name);
 }
 
 /* The connection is of no use any more. A distributor that does not count attempts knows of no other one. */
@@ -80,6 +81,12 @@ static void lose(struct relay *r, int64_t silent_ms)
     absence_begin(&r->absence, r->link, silent_ms);
     if (r->attempt->number == 0)
         end_broken(r);
+}
+
+/* What an earlier attempt printed cannot be taken back. */
+static void end_differing(struct relay *r)
+{
+    end(r, ENDED_UNKNOWN, "it was run again after an agent was lost, and did not print the same; look at its outputs, then run it again");
 }
 
 /* While the connection is away: tries to get another one. */
@@ -103,7 +110,7 @@ static void take_output(struct relay *r, const struct message *m)
         end_broken(r);
         break;
     case TAKEN_DIFFERS:
-        end(r, ENDED_UNKNOWN, other_output);
+        end_differing(r);
         break;
     }
 }
@@ -140,7 +147,7 @@ static void judge_view(struct relay *r)
         snprintf(reason, sizeof reason, "this machine does not see %s as %s wrote it%s; check its mount with `dwrapctl doctor`, then run it again",
                  view.path, e->agent, view.unseen > 1 ? ", and more" : "");
     if (e->kind == ENDED_STATUS && e->status == 0)
-        end(r, ENDED_UNKNOWN, reason);
+        end(r, ENDED_UNKNOWN, "%s", reason);
     else
         say("%s: %s (job %s)", r->job->name, reason, r->job->id);
 }
@@ -161,16 +168,16 @@ static void take_result(struct relay *r, const struct message *m)
     if (attempt_is_incomplete(r->attempt, m))
         end(r, ENDED_UNKNOWN, "a part of the command's output is lost; run it again");
     else if (attempt_fell_short(r->attempt))
-        end(r, ENDED_UNKNOWN, other_output);
+        end_differing(r);
     else if (error)
         end(r, strcmp(error, "not_found") == 0        ? ENDED_NOT_FOUND
                : strcmp(error, "not_executable") == 0 ? ENDED_NOT_EXECUTABLE
                : strcmp(error, "cwd") == 0 && attempt_is_untouched(r->attempt) ? ENDED_NEVER_RAN
-                                                      : ENDED_UNKNOWN, reason);
+                                                      : ENDED_UNKNOWN, "%s", reason);
     else if (!field_number(fields_get(m->fields, "status"), &status) || status > 0xffff)
         end(r, ENDED_UNKNOWN, "the result holds no status; update dwrap on this machine or on the agent");
     else
-        end(r, ENDED_STATUS, "");
+        end(r, ENDED_STATUS, "%s", "");
     e->status = (int)(status & 0xffff);
     judge_view(r);
     if (r->job->seen_known)
@@ -181,18 +188,18 @@ static void take_result(struct relay *r, const struct message *m)
 static void take_failure(struct relay *r, const struct message *m, bool safe)
 {
     const char *reason = fields_get(m->fields, "reason"), *left;
+    if (!reason)
+        reason = "no reason was given";
     source_give_back(&r->attempt->in, 0);
     if (r->deadly) {
         end_by_signal(r);
     } else if (!safe || !attempt_is_untouched(r->attempt)) {
-        end(r, ENDED_UNKNOWN, reason ? reason : "no reason was given");
+        end(r, ENDED_UNKNOWN, "%s", reason);
     } else if ((left = undo_names(m->fields))) {
-        int why = errno;
-        end(r, ENDED_UNKNOWN, "");
-        snprintf(r->ending->reason, sizeof r->ending->reason, "%.200s, and %.700s, which it had made, cannot be removed: %s; remove it, then run it again",
-                 reason ? reason : "no reason was given", left, strerror(why));
+        end(r, ENDED_UNKNOWN, "%.200s, and %.700s, which it had made, cannot be removed: %s; remove it, then run it again", reason, left,
+            strerror(errno));
     } else {
-        end(r, ENDED_NEVER_RAN, reason ? reason : "no reason was given");
+        end(r, ENDED_NEVER_RAN, "%s", reason);
     }
 }
 
@@ -203,8 +210,7 @@ static void answer_offer(struct relay *r, const struct message *m, const char *s
     if (r->deadly) {
         end_by_signal(r);
     } else if (why) {
-        end(r, ENDED_UNKNOWN, "");
-        snprintf(r->ending->reason, sizeof r->ending->reason, "its agent is lost, and it is not run again because %s; look at its outputs, then run it again", why);
+        end(r, ENDED_UNKNOWN, "its agent is lost, and it is not run again because %s; look at its outputs, then run it again", why);
     } else {
         r->viewed = r->malformed = false;
         if (fields_number(m->fields, "views", 0) == 1)
@@ -305,7 +311,7 @@ static void judge_silence(struct relay *r)
 {
     int64_t now = now_ms(), silent = link_silence_ms(r->link, now), patience = r->job->settings->patience_ms;
     int64_t most = patience < ANSWER_MS ? ANSWER_MS : patience < SILENT_MS ? patience : SILENT_MS;
-    if (r->deadly && silent >= ANSWER_MS && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
+    if (r->deadly && (silent >= ANSWER_MS || r->absence.away) && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
         end_by_signal(r);
     } else if (silent >= most) {
         snprintf(r->link->why, sizeof r->link->why, "nothing was heard for %lld s", (long long)(now - r->link->heard_ms) / 1000);
@@ -364,8 +370,10 @@ static void step(struct relay *r)
     while (!r->over && source_is_behind(&r->attempt->in) && link_room(r->link) > 2 * DWRAP_MAX_DATA_BYTES)
         attempt_send_input(r->attempt);
     for (int i = 0; i < 2; i++)
-        if (polled[ON_STDOUT + i].revents)
-            r->over ? sink_write(&r->attempt->out[i].sink) : attempt_write(r->attempt, i);
+        if (polled[ON_STDOUT + i].revents && r->over)
+            sink_write(&r->attempt->out[i].sink);
+        else if (polled[ON_STDOUT + i].revents)
+            attempt_write(r->attempt, i);
     if (!r->over)
         look_after_link(r);
 }
@@ -405,9 +413,7 @@ void relay_run(struct link *l, const struct address *address, struct job *job, c
     }
     for (int i = 0; i < 2; i++) {
         int error = at_hand.out[i].sink.error;
-        if (!error || ending->kind != ENDED_STATUS)
-            continue;
-        end(&r, ENDED_UNKNOWN, "");
-        snprintf(ending->reason, sizeof ending->reason, "%s cannot be written: %s; make room or redirect it elsewhere", at_hand.out[i].name, strerror(error));
+        if (error && ending->kind == ENDED_STATUS)
+            end(&r, ENDED_UNKNOWN, "%s cannot be written: %s; make room or redirect it elsewhere", at_hand.out[i].name, strerror(error));
     }
 }

@@ -18,7 +18,8 @@ enum {
     ANSWER_MS = 1000,
     RETRY_MS = 250,
     RESTART_MS = 10000,      /* for a distributor to start anew, while commands wait for it */
-    RESTART_RETRY_MS = 50,
+    RESTART_RETRY_MS = 50,   /* at first; thousands that wait would be a load, so later it is more */
+    RESTART_RETRY_MOST_MS = 800,
     STEADY_MS = 1000,        /* a connection that lasted less than this before it broke was none */
     HOSTS = 16,
     NEAR = 100,
@@ -173,22 +174,23 @@ static enum link_status ask_again(const struct address *address, struct job *job
 {
     enum link_status status = LINK_LOST;
     int64_t deadline = now_ms() + RESTART_MS;
-    while (status != LINK_FINE && now_ms() < deadline) {
+    for (int pause = RESTART_RETRY_MS; status != LINK_FINE && now_ms() < deadline; pause = pause < RESTART_RETRY_MOST_MS ? 2 * pause : pause) {
         struct message m;
         const char *here = NULL;
-        poll(NULL, 0, RESTART_RETRY_MS);
         link_close(&connection);
+        poll(NULL, 0, pause);
         job_name(job);
-        int64_t bound = now_ms() + FIRST_WORD_MS;
-        status = reach(address, job, bound < deadline ? bound : deadline, &m, &here);
+        status = reach(address, job, deadline, &m, &here);
         if (status != LINK_FINE)
             continue;
         int64_t began = now_ms();
         status = converse(address, job, &m, signals, a);
         if (status == LINK_SILENT)
             return status;
-        if (now_ms() - began >= STEADY_MS)
-            deadline = now_ms() + RESTART_MS;
+        if (now_ms() - began < STEADY_MS)
+            continue;
+        deadline = now_ms() + RESTART_MS;
+        pause = RESTART_RETRY_MS / 2;
     }
     return status;
 }
