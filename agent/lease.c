@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #define SECOND UINT64_C(1000000000)
-#define LOOK_SECONDS 10 /* while there is no end yet */
+#define LOOK_SECONDS 1 /* while there is no end yet */
 
 static const _Atomic uint64_t *end;
 

@@ -222,10 +222,11 @@ void repeat_places(struct repeat *repeat, const struct spec *spec, const char *p
 void repeat_runs(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch)
 {
     static struct name name;
+    struct stat st;
     if (is_in_image(path) || path_is_private(path, scratch) || !find(repeat, spec, path, &name) || name.standing == ABSENT)
         return;
     bool user = identity_assume(spec);
-    bool runs = user && faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0;
+    bool runs = user && stat(path, &st) == 0 && S_ISREG(st.st_mode) && faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0;
     identity_drop(spec);
     if (runs)
         rule_out_for(repeat, "it ran", name.path, ", a program of the tree");

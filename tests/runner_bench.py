@@ -23,6 +23,7 @@ import pytest
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind, RunnerEnded, RunnerSaid, Start, Tell
+from dwrap.agent.link import boot_clock
 from dwrap.agent.runner import Runner, Runners
 from dwrap.agent.workplace import is_free
 from dwrap.protocol import messages
@@ -167,6 +168,7 @@ class Bench:
         identity: Identity | None = None,
         free_credit: bool = True,
         notes: bool = True,
+        lease: float | None = None,
         undo: Sequence[str | Path] = (),
         paths: Sequence[str] = (),
         views: bool = False,
@@ -175,6 +177,8 @@ class Bench:
         journal: bytes = b"",
     ) -> Job:
         self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree)
+        if lease is not None:
+            self.runners.lease(boot_clock() + lease)
         lists = [*(("path", path) for path in paths), *(("undo", os.fspath(path)) for path in undo)]
         fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *lists])
         said = dict(claims)
@@ -198,6 +202,14 @@ class Bench:
         job = self.start(argv, **how)  # type: ignore[arg-type]
         job.finish()
         return job
+
+    def until(self, done: Callable[[], object], seconds: float = SECONDS) -> None:
+        """Looks again and again. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            time.sleep(0.005)
 
     def close(self) -> None:
         for job in self.jobs:

@@ -245,7 +245,7 @@ def test_a_spec_that_is_cut_wrong_is_rejected() -> None:
         theirs.close()
         os.close(spec)
         ours.settimeout(SECONDS)
-        assert struct.unpack_from("=I", ours.recv(1000))[0] == Kind.REJECTED
+        assert struct.unpack_from("=IIQ", ours.recv(1000)) == (Kind.REJECTED, 0, 1), "the agent's own trouble"
         assert os.waitpid(pid, 0)[1] == 0
         ours.close()
     starter.close()

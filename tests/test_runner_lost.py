@@ -1,0 +1,349 @@
+"""The runner: an agent whose lease is over or that has died, what is left of its jobs then, and what a lost attempt made."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runner_bench import ROOT, ROOT_ONLY, Bench, Job, bench, eventually_no_process, processes_with, sh
+
+from dwrap.agent import workplace
+from dwrap.agent.accounts import Identity
+from dwrap.agent.events import Kind
+from dwrap.agent.former import FOREIGN_SECONDS, Former
+from dwrap.agent.link import boot_clock
+from dwrap.agent.runner import RECORD
+from dwrap.protocol import messages
+from dwrap.protocol.messages import Fields
+
+__all__ = ["bench"]  # a fixture: importing it is its use
+
+LEASE = "the agent's lease was over: it had not heard from the distributor"
+
+
+@pytest.fixture
+def place(bench: Bench) -> Bench:
+    """A shared tree with a file in it."""
+    bench.roots = (str(bench.folder),)
+    (bench.cwd / "old").write_text("before")
+    return bench
+
+
+def record(bench: Bench, job: Job) -> tuple[int, Fields, bytes]:
+    """What the record of a job says, once its runner has ended: the user, RESULT's fields, entries."""
+    assert bench.runners
+    runners = bench.runners
+    bench.until(lambda: runners.reap() or job.runner.pid not in runners.pids)
+    data = (bench.work / "runs" / f"{job.runner.key[0]}.1").read_bytes()
+    uid, size, entries = RECORD.unpack_from(data)
+    assert len(data) == RECORD.size + size + entries
+    return uid, messages.decode_fields(data[RECORD.size : RECORD.size + size]), data[RECORD.size + size :]
+
+
+# ---- the lease
+
+
+def test_when_the_lease_is_over_a_job_that_may_be_run_again_ends(place: Bench) -> None:
+    name = f"93{os.getpid()}"
+    job = place.start(sh(f"echo x >new; sleep {name}"), lease=0.3)
+    start = time.monotonic()
+    end = job.finish()
+    assert time.monotonic() - start < 1.5
+    assert (end.text("error"), end.text("reason"), end.number("repeat")) == ("lost", LEASE, 1)
+    assert end.all("made") == [os.fsencode(place.cwd / "new")]
+    eventually_no_process(name, 1)
+
+
+def test_a_lease_that_is_renewed_goes_on(place: Bench) -> None:
+    job = place.start(sh("sleep 0.8; exit 7"), lease=0.3)
+    assert place.runners
+    place.runners.lease(boot_clock() + 100)
+    assert os.WEXITSTATUS(job.status()) == 7
+
+
+def test_a_job_that_may_not_be_run_again_outlives_the_lease(place: Bench) -> None:
+    job = place.start(sh("echo x >old; echo up; sleep 1; exit 3"), lease=0.6)
+    end = job.finish()
+    assert job.out[1] == b"up\n"
+    assert os.WEXITSTATUS(end.number("status")) == 3
+    assert end.get("repeat") is None
+
+
+def test_but_not_for_ever(place: Bench) -> None:
+    job = place.start(sh("echo x >old; echo up; sleep 600"))
+    job.until(lambda: job.out[1] == b"up\n")
+    assert place.runners
+    place.runners.lease(boot_clock() - 299)
+    end = job.finish()
+    assert (end.text("error"), end.text("reason"), end.get("repeat")) == ("lost", LEASE, None)
+
+
+def test_nothing_is_let_go_on_after_the_lease(place: Bench) -> None:
+    job = place.start(sh("echo x >new; echo y >newer"), views=True, notes=False, lease=0.4)
+    job.until(lambda: job.facts)
+    with pytest.raises(TimeoutError):
+        place.until(lambda: False, 0.5)
+    job.tell(Kind.NOTED, 0, 1)
+    end = job.finish()
+    assert (end.text("error"), end.get("made"), (place.cwd / "new").exists()) == ("lost", None, False)
+
+
+# ---- the agent's own end of it
+
+
+def test_an_agent_that_ends_a_job_says_so(place: Bench) -> None:
+    job = place.start(sh("echo x >new; echo up; sleep 600"))
+    job.until(lambda: job.out[1] == b"up\n")
+    job.tell(Kind.KILL, 0, 1)
+    end = job.finish()
+    assert (end.text("error"), end.text("reason"), end.number("repeat")) == ("lost", "the agent ended it", 1)
+
+
+def test_an_agent_that_has_died_leaves_no_job_that_may_be_run_again(place: Bench) -> None:
+    name = f"92{os.getpid()}"
+    job = place.start(sh(f"echo x >new; setsid sleep {name} & echo up; sleep {name}"), views=True)
+    job.until(lambda: job.facts and job.out[1] == b"up\n")
+    job.runner.close()
+    eventually_no_process(name, 1)
+    _, fields, entries = record(place, job)
+    assert (fields.text("error"), fields.number("repeat")) == ("lost", 1)
+    assert fields.all("made") == [os.fsencode(place.cwd / "new")]
+    assert b"/new\0" in entries
+
+
+def test_a_compiler_dies_with_its_agent(place: Bench) -> None:
+    source = place.cwd / f"slow{os.getpid()}.c"
+    bomb = "".join(f"#define A{i} A{i - 1} A{i - 1} A{i - 1} A{i - 1}\n" for i in range(1, 15))
+    source.write_text(f"#define A0 x+\n{bomb}int f(int x) {{ return A14 0; }}\n")
+    job = place.start(("gcc", "-c", source.name))
+    place.until(lambda: len(processes_with(source.name)) > 1)  # the driver, and the compiler proper
+    job.runner.close()
+    eventually_no_process(source.name, 1)
+    assert record(place, job)[1].text("error") == "lost"
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_a_job_that_may_not_be_run_again_is_let_finish(place: Bench, views: bool) -> None:
+    script = "printf half >old; echo up; cat >copy; printf whole >old; head -c 300000 /dev/zero; exit 5"
+    job = place.start(sh(script), stdin="stream", views=views)
+    job.until(lambda: job.credit and job.out[1] == b"up\n")
+    job.feed(b"abc", eof=False)
+    job.runner.close()
+    uid, fields, entries = record(place, job)
+    assert (place.cwd / "copy").read_text() == "abc"
+    assert (place.cwd / "old").read_text() == "whole"
+    assert os.WEXITSTATUS(fields.number("status")) == 5
+    assert (uid, fields.get("repeat"), fields.number("stdout_bytes")) == (0, None, 300_003)
+    assert (b"/copy\0" in entries) == views
+
+
+def test_a_record_is_there_from_the_start_to_the_end(place: Bench) -> None:
+    job = place.start(("cat",), stdin="stream", identity=Identity(os.geteuid(), 0, (), become=False))
+    path = place.work / "runs" / "job0.1"
+    assert RECORD.unpack(path.read_bytes()) == (os.geteuid(), 0, 0)
+    assert path.stat().st_mode & 0o777 == 0o600
+    job.feed(b"x")
+    end = job.finish()
+    _, fields, _ = record(place, job)
+    assert fields.number("status") == end.number("status") == 0
+    assert place.runners
+    place.runners.forget(("job0", 1))
+    assert not path.exists()
+
+
+# ---- undo
+
+
+def test_what_a_lost_attempt_made_is_removed_first(place: Bench) -> None:
+    for folder in ("made/deep", "kept"):
+        (place.cwd / folder).mkdir(parents=True)
+    for name in ("made/deep/a", "made/b", "kept/others", "file"):
+        (place.cwd / name).write_text("x")
+    (place.cwd / "link").symlink_to("old")
+    names = ("made", "made/deep", "made/deep/a", "kept", "kept/mine", "made/b", "file", "file/below", "link")
+    job = place.run(*sh("ls -R"), undo=[place.cwd / name for name in names], views=True)
+    assert job.out[1] == b".:\nkept\nold\n\n./kept:\nothers\n"
+    assert b"G 0 0 0 0 " + os.fsencode(place.cwd / "file") + b"\0" in job.manifest
+    job = place.run(*sh("echo x >file"), undo=[place.cwd / "file"])
+    assert job.finish().number("repeat") == 1
+
+
+@ROOT_ONLY
+def test_it_is_removed_as_the_user(place: Bench) -> None:
+    nobody = Identity(65534, 65534, (), become=True)
+    job = place.start(sh("echo x >new"), identity=nobody, undo=[place.cwd / "old"])
+    job.until(lambda: job.gone)
+    assert job.rejected == f"what a lost attempt made could not be removed: {place.cwd}/old: Permission denied"
+    assert (job.fault, job.end, (place.cwd / "old").read_text()) == (0, None, "before")
+    assert not place.litter(), "its record, too, is gone"
+
+
+def test_nothing_outside_of_the_roots_is_removed(place: Bench) -> None:
+    place.roots = (str(place.cwd),)
+    victim = place.folder / "victim"
+    victim.write_text("x")
+    job = place.start(("true",), undo=[victim])
+    job.until(lambda: job.gone)
+    assert job.rejected.startswith("what a lost attempt made could not be removed")
+    assert victim.exists()
+
+
+# ---- memory
+
+
+@pytest.fixture
+def narrow() -> Iterator[Path]:
+    """A control group with little memory, of either version."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    parent, limit = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
+    group = parent / f"dwrap-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text("30M")
+    except OSError as error:
+        pytest.skip(f"no memory limits to set here: {error}")
+    yield group
+    group.rmdir()
+
+
+@ROOT_ONLY
+def test_a_command_that_was_killed_for_want_of_memory(place: Bench, narrow: Path) -> None:
+    eat = f"import os; open('{narrow}/cgroup.procs', 'w').write('0'); b'x' * 10**8"
+    end = place.run("python3", "-c", eat).finish()
+    assert os.WTERMSIG(end.number("status")) == signal.SIGKILL
+    assert end.number("memory") == 1
+    assert place.run("/bin/sh", "-c", 'python3 -c "$0" || :', eat).finish().get("memory") is None, "it coped"
+    place.until(lambda: place.run("false").finish().get("memory") is None)
+
+
+# ---- incarnations
+
+
+def folder_of(parent: Path, name: str, agent: str = "a", seconds_ago: float = 0) -> Path:
+    folder = parent / f"{workplace.PREFIX}{name}"
+    (folder / workplace.RUNS).mkdir(parents=True)
+    (folder / workplace.NAME).write_text(agent)
+    (folder / "12-job").mkdir()
+    folder.chmod(workplace.IN_USE)
+    os.utime(folder, (time.time() - seconds_ago,) * 2)
+    return folder
+
+
+def test_former_incarnations_and_their_results(tmp_path: Path) -> None:
+    with workplace.claim(tmp_path, "a") as own:
+        plain, full = folder_of(tmp_path, "1-x"), folder_of(tmp_path, "2-y")
+        (full / "runs" / "j.1").write_bytes(RECORD.pack(7, 9, 3) + b"status=0\0D x")
+        (full / "runs" / "j.k.2").write_bytes(RECORD.pack(8, 0, 0))
+        (full / "runs" / "never.3").touch()
+        news = Former(tmp_path, "a", own).look()
+        assert news.former == ("dwrap-agent-1-x", "dwrap-agent-2-y")
+        unknown = b"error=lost\0reason=the agent that ran it has died, and so has its runner\0"
+        assert news.results == ((("j", 1), 7, b"status=0\0", b"D x"), (("j.k", 2), 8, unknown, b""))
+        assert news.leftover == 0
+        assert not plain.exists()
+        assert sorted(path.name for path in full.iterdir()) == ["name", "runs"]
+
+
+def test_a_result_outlives_two_crashes_and_goes_when_it_is_forgotten(tmp_path: Path) -> None:
+    full = folder_of(tmp_path, "2-y")
+    (full / "runs" / "j.1").write_bytes(RECORD.pack(7, 9, 0) + b"status=0\0")
+    with workplace.claim(tmp_path, "a") as own:
+        former = Former(None, "a", own)
+        assert len(former.look().results) == 1
+        assert former.look() == type(former.look())((), (), 0), "told once"
+        assert Former(None, "a", own).look().results == (), "it is taken"
+        for fd in former._taken.values():  # the crash
+            os.close(fd)
+        former = Former(None, "a", own)
+        assert len(former.look().results) == 1
+        former.forget(("j", 2))
+        former.forget(("j", 1))
+        assert not full.exists()
+        former.forget(("j", 1))
+
+
+def test_whose_directories_are_left_alone(tmp_path: Path) -> None:
+    with workplace.claim(tmp_path, "other") as living, workplace.claim(tmp_path, "a") as own:
+        young, old = folder_of(tmp_path, "3-z", "other"), folder_of(tmp_path, "4-z", "other", FOREIGN_SECONDS + 9)
+        starting = folder_of(tmp_path, "5-z")
+        starting.chmod(0o700)
+        news = Former(tmp_path, "a", own).look()
+        assert (news.former, news.results, news.leftover) == ((), (), 0)
+        assert [path.exists() for path in (living, own, young, old, starting)] == [True, True, True, False, True]
+
+
+def test_a_work_directory_is_removed_at_the_end(tmp_path: Path) -> None:
+    with workplace.claim(tmp_path, "a") as folder:
+        assert workplace.incarnation(folder) == folder.name
+    assert not list(tmp_path.iterdir())
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from runner_bench import Bench, sh
+from dwrap.agent import workplace
+parent = Path(sys.argv[2])
+with workplace.claim(parent / "works", "a") as folder:
+    (parent / "bench").mkdir()
+    bench = Bench(parent / "bench", "subreaper")
+    bench.work, bench.roots = folder, (str(parent),)
+    (bench.cwd / "old").touch()
+    job = bench.start(sh("echo x >old; echo up; read line; exit 6"), stdin="stream")
+    job.until(lambda: job.out[1] == b"up\\n")
+    killed = bench.start(sh("echo up; sleep 600"))
+    killed.until(lambda: killed.out[1] == b"up\\n")
+    holder = Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split()[0]
+    os.kill(job.runner.pid, 19)
+    os.kill(int(holder), 19)
+    print(job.runner.pid, holder, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_an_agent_left_when_it_died(tmp_path: Path) -> None:
+    """One job goes on (its runner and its holder are stopped, so that it lives for sure), the other is killed at once."""
+    works = tmp_path / "works"
+    works.mkdir()
+    said = tmp_path / "said"
+    with said.open("w") as out:  # not a pipe: what lives on would keep it open
+        done = subprocess.run([sys.executable, "-c", CRASH, str(ROOT / "tests"), str(tmp_path)], stdout=out, stderr=out, check=False)
+    assert done.returncode == -9, said.read_text()
+    runner, holder = map(int, said.read_text().split())
+    with workplace.claim(works, "a") as own:
+        former = Former(works, "a", own)
+        assert former.look().leftover >= 1
+        os.kill(runner, 9)
+        assert former.look().leftover >= 1, "its holder lives still"
+        os.kill(holder, 18)
+        deadline = time.monotonic() + 10
+        while not (news := former.look()).former:
+            assert time.monotonic() < deadline
+            assert news.leftover >= 1
+        ends = {key: messages.decode_fields(fields) for key, _, fields, _ in news.results}
+        assert ends["job0", 1].text("error") == ends["job1", 1].text("error") == "lost"
+        assert (ends["job0", 1].get("repeat"), ends["job1", 1].get("repeat")) == (None, b"1")
+        for key in ends:
+            former.forget(key)
+        assert list(works.iterdir()) == [own]
+
+
+def test_the_place_is_in_use_as_long_as_a_job_lives(place: Bench) -> None:
+    job = place.start(sh("echo x >old; echo up; read line; sleep 0.2"), stdin="stream")
+    job.until(lambda: job.out[1] == b"up\n")
+    assert place.runners
+    place.runners.close()
+    assert not workplace.is_free(place.work)
+    job.tell(Kind.INPUT, 0, 0)
+    job.runner.close()
+    place.until(lambda: workplace.is_free(place.work))
+    os.waitpid(job.runner.pid, 0)
+    place.runners, place.jobs = None, []
+    (place.work / "runs" / "job0.1").unlink()
