@@ -137,6 +137,7 @@ def test_what_a_runner_is_told(event: e.Received, told: list[tuple[e.Kind, int, 
         ([e.DrainAsked()], assign(), "leaving"),
         ([], received("ASSIGN", job="j1", attempt=1, epoch=EPOCH), "lacks"),
         ([], received("ASSIGN", b"", b"true\0", b"", job="j1", attempt=1, epoch=EPOCH, cwd="/"), "user"),
+        ([], received("ASSIGN", b"", b"true\0", b"", job="j1", attempt=1, epoch=EPOCH, uid=0, cwd="srv"), "directory"),
     ],
 )
 def test_assignments_that_are_rejected(before: list[e.Event], event: e.Received, reason: str) -> None:
