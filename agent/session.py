@@ -279,7 +279,7 @@ class Session:
         if attempt is None:
             return []
         attempt.join(self._connection)
-        return [Tell(key, Kind.KILL)] if attempt.outcome is None else self._send_result(attempt, now)
+        return [Tell(key, Kind.KILL, number=ENDED_BY_AGENT)] if attempt.outcome is None else self._send_result(attempt, now)
 
     def _ack(self, event: Received, now: float) -> list[Action]:
         known = self._kept.pop(_key(event.fields), None)

@@ -258,9 +258,7 @@ class Fleet:
 
     def _never_started(self, job: Job) -> None:
         """Its agent never got it."""
-        if job.is_unclaimed:  # its submitter, when it comes, begins anew
-            self._jobs.settle(job, "cancelled", {"reason": "it never reached its agent, and its submitter is away"}, None)
-        elif job.killed and job.peer is None:
+        if job.is_unclaimed or (job.killed and job.peer is None):  # its submitter, if it comes, begins anew
             self._jobs.settle(job, "cancelled", {"reason": _GONE}, Epitaph(_GONE, True, job.undo))
         else:
             self._jobs.requeue(job, "withdrawn", f"agent {job.holder[0]} never got it")

@@ -205,18 +205,18 @@ class Jobs:
         self.move(job, JobState.QUEUED, what, facts)
         self.admit(job)
 
-    def settle(self, job: Job, what: str, facts: dict[str, e.Fact], epitaph: Epitaph | None = _AWAY) -> None:
+    def settle(self, job: Job, what: str, facts: dict[str, e.Fact], epitaph: Epitaph = _AWAY) -> None:
         """The end of a job. One whose RESULT is on its way to a submitter is kept until that has acknowledged it.
 
-        `epitaph`: what a submitter is told that asks for it later; None when it may have it run anew.
+        `epitaph`: what a submitter is told that asks for it later; a safe one has it run anew instead.
         """
         self.release(job, forget=what != "done")
-        if epitaph is not None and epitaph.safe:
+        if epitaph.safe:
             facts["made"] = json.dumps(epitaph.undo)
         job.settled_at = self.now
         self.views.settled(job, self.now)
         self.move(job, JobState.SETTLED, what, facts)
-        if job.was_committed and epitaph is not None:
+        if job.was_committed:
             self.past.bury(job.id, epitaph, self.now)
         self.placement.unreserve(job.id)
         if what == "done":
@@ -244,7 +244,7 @@ class Jobs:
         if job.peer is None or job.result is None:
             raise AssertionError("there is nobody to be told, or nothing to tell")
         job.delivered_to = job.peer
-        queued_ms = round(1_000 * (job.assigned_at - job.submitted_at))
+        queued_ms = max(0, round(1_000 * (job.assigned_at - job.submitted_at)))
         self.act(e.DeliverResult(job.peer, job.id, job.result.payload, agent, queued_ms))
 
     def begin_anew(self, job: Job) -> None:
@@ -254,7 +254,7 @@ class Jobs:
             raise AssertionError("nobody waits for the job, or it has not ended")
         job.made.update(dict.fromkeys(result.outcome.made))
         epitaph = Epitaph("its output was lost with its agent", result.outcome.repeat and not job.why_too_many_made, job.undo)
-        self.forget(job)
+        self.forget(job, epitaph)
         if not epitaph.safe:
             return self.act(e.TellFailed(peer, job.id, epitaph.reason, False))
         self.past.exhume(job.id)
@@ -272,10 +272,10 @@ class Jobs:
         else:
             self.requeue(job, "lost", reason)
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: Job, epitaph: Epitaph = _AWAY) -> None:
         """The submitter has its result, or nobody wants it: the agent may drop it."""
         del self.unacknowledged[job.id]
-        self.record(job, "acknowledged", {})
+        self.record(job, "acknowledged", {"made": json.dumps(epitaph.undo)} if epitaph.safe else {})
         if job.agent is not None:
             self.act(e.AckResult(job.agent.peer, job.id, job.attempt))
         self.drop(job)

@@ -112,10 +112,10 @@ class Submitters:
 
     def _claim(self, job: Job, event: e.Attached) -> None:
         jobs = self._jobs
-        if job.is_unclaimed:
-            jobs.views.see(job, jobs.now)
         jobs.bind(job, event.peer)
-        job.spec, job.uid = event.spec, event.uid
+        if not job.spec.build:  # it was of an epoch before this one, and only its name was known
+            job.spec, job.uid = event.spec, event.uid
+            jobs.views.see(job, jobs.now)
         jobs.record(job, "claimed", jobs.described(job))
         if job.state is JobState.OFFERED:
             jobs.requeue(job, "unanswered", "its submitter has a new connection")

@@ -37,8 +37,6 @@ from dwrap.distributor.past import Past
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol import messages
 
-FAULTS_BEGIN, FAULTS_END = 0.0, 16.0
-JOBS_END = 10.0
 ALL_DRAINED = 700.0
 Covered = Counter[tuple[str, str]]
 
@@ -58,6 +56,10 @@ class Story:
 class World:
     """One schedule of `jobs` commands, `hosts` agents and `faults` faults."""
 
+    host_kind: type[Host] = Host
+    wrapper_kind: type[Wrapper] = Wrapper
+    jobs_end, faults_end = 10.0, 16.0
+
     def __init__(self, seed: int, jobs: int = 20, hosts: int = 3, faults: int = 5, ledger: bool = True) -> None:
         self.seed = seed
         self.random = random.Random(seed)
@@ -76,15 +78,15 @@ class World:
         self._lines: list[Line] = []
         self._book = Book()
         self._alive_at = 0.0
-        self.scheduler = self._new_scheduler()
-        self.hosts = [Host(self, f"agent-{number}") for number in range(hosts)]
+        self.scheduler = self.new_scheduler()
+        self.hosts = [self.host_kind(self, f"agent-{number}") for number in range(hosts)]
         self.wrappers: list[Wrapper] = []
         self.offered_in: dict[str, int] = {}
         self._pending = jobs
         for number in range(jobs):
-            self.at(self.random.uniform(0, JOBS_END), lambda number=number: self._begin(f"job-{number}"))  # type: ignore[misc]
+            self.at(self.random.uniform(0, self.jobs_end), lambda number=number: self._begin(f"job-{number}"))  # type: ignore[misc]
         for _ in range(faults):
-            self.at(self.random.uniform(FAULTS_BEGIN, FAULTS_END), self._fault)
+            self.at(self.random.uniform(0, self.faults_end), self._fault)
 
     # ---- time ----
 
@@ -99,7 +101,7 @@ class World:
 
     def chance(self, probability: float) -> bool:
         """Never when the time for faults is over."""
-        return self.now < FAULTS_END and self.random.random() < probability
+        return self.now < self.faults_end and self.random.random() < probability
 
     def run(self) -> World:
         """Runs the schedule to its end. Raises Violation."""
@@ -118,13 +120,13 @@ class World:
         return self
 
     def _is_over(self) -> bool:
-        return self.now > FAULTS_END and not self._pending and not self.scheduler.jobs and not any(host.is_busy for host in self.hosts)
+        return self.now > self.faults_end and not self._pending and not self.scheduler.jobs and not any(host.is_busy for host in self.hosts)
 
     # ---- commands ----
 
     def _begin(self, name: str) -> None:
         self.stories[name] = Story(Plan(self.random, name))
-        self.wrappers.append(Wrapper(self, name))
+        self.wrappers.append(self.wrapper_kind(self, name))
 
     def story_of(self, job: str) -> Story:
         return self.stories[job.partition(".")[0]]
@@ -148,6 +150,9 @@ class World:
         elif how == "125" and not (story.changed or story.plan.is_fickle or story.plan.runs_program or story.plan.may_fail):
             self.violated(name, "has failed for no reason")
 
+    def settled_there(self, job: str) -> None:
+        """The distributor tells how a job has ended."""
+
     def starts(self, runner: Runner) -> None:
         """An attempt starts."""
         story = self.story_of(runner.key[0])
@@ -162,7 +167,7 @@ class World:
 
     # ---- the distributor ----
 
-    def _new_scheduler(self) -> Scheduler:
+    def new_scheduler(self) -> Scheduler:
         book = Book()
         blank = Past(self.now, frozenset({self.epoch}), self.now + 13)
         past = book.read(self._lines, "boot", self.now, self.epoch) if self._has_ledger else blank
@@ -207,7 +212,7 @@ class World:
     def _restart(self) -> None:
         self.is_up = True
         self.epoch += 1
-        self.scheduler = self._new_scheduler()
+        self.scheduler = self.new_scheduler()
 
     def _handle(self, event: e.Event) -> None:
         """Hands one event over; its actions go out; the invariants are checked."""
@@ -234,6 +239,8 @@ class World:
         named = action.spec.job if isinstance(action, e.Assign) else getattr(action, "job", "")
         if named:
             self.tell(named, f"    {action}")
+        if isinstance(action, e.Answer | e.TellFailed | e.DeliverResult):
+            self.settled_there(action.job)
         if isinstance(action, e.Offer):
             self.offered_in[named] = self.epoch
         if isinstance(action, e.Unexpected):

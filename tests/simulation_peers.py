@@ -146,6 +146,10 @@ class Wrapper:
         self.link = link = Link(self.world, self)
         event = e.Submitted(link.peer, UID, self.spec())
         link.up(lambda: event)
+        self.submitted(link)
+
+    def submitted(self, link: Link) -> None:
+        """SUBMIT has been sent."""
 
     def spec(self) -> e.JobSpec:
         return e.JobSpec(self.job, "/srv", "cc", "build")
@@ -396,7 +400,7 @@ class Runner:
         elif tell.kind is a.Kind.NOTED and tell.number >= self.seq and self.asked is not None:
             self._go_on()
         elif tell.kind is a.Kind.KILL:
-            self._kill("the agent was stopped" if tell.number else "", killed=True)
+            self._kill("it was ended")
 
     def _go_on(self) -> None:
         what, self.asked, self.lacks_credit = self.asked or self._step, None, False
@@ -426,12 +430,12 @@ class Runner:
         self.is_fenced = True
         self._kill("the agent's lease was over")
 
-    def _kill(self, lost: str, killed: bool = False) -> None:
+    def _kill(self, lost: str) -> None:
         if self.is_dying:
             return
         self.is_dying, self.lost, self.asked, self.lacks_credit = True, lost, None, False
         # The lease kills before anyone else may start: 3 s are for that. Whoever else ends it waits for its end.
-        self._later(self.world.random.choice((0.01, 0.6)), lambda: self._end({"error": "lost", "reason": lost} if lost else {"status": 9}))
+        self._later(self.world.random.choice((0.01, 0.6)), lambda: self._end({"error": "lost", "reason": lost}))
 
     def _end(self, outcome: dict[str, Any]) -> None:
         self.is_ended = True
@@ -440,9 +444,13 @@ class Runner:
         if not self.beyond:
             pairs += [("repeat", 1), *(("made", name) for name in self.named)]
         fields = messages.encode_fields(pairs)
-        self.host.records[self.key] = self.incarnation, self.uid, fields
+        self.host.records[self.key] = self.incarnation, self.uid, fields, self.written()
         self._say(a.Kind.ENDED, 0, 0, fields)
         self.host.forget(self)
+
+    def written(self) -> bytes:
+        """It has ended: the entries that its agent, or the next one, tells."""
+        return b""
 
     def vanish(self) -> None:
         """The machine has lost its power."""
@@ -452,6 +460,9 @@ class Runner:
 
 class Host:
     """A machine with an agent, which is started again whenever it has ended."""
+
+    runner_kind: type[Runner] = Runner
+    mounted = a.Mounted(views=False)
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
@@ -463,7 +474,7 @@ class Host:
         self.lease_of: dict[str, float] = {}
         self.frozen_until = self.suspended_until = 0.0
         self.runners: dict[tuple[str, int], Runner] = {}
-        self.records: dict[tuple[str, int], tuple[str, int, bytes]] = {}
+        self.records: dict[tuple[str, int], tuple[str, int, bytes, bytes]] = {}
         self.before: list[str] = []  # incarnations whose ends have not been seen
         self._held: list[tuple[Session, a.Event]] = []
         self._looked: tuple[Any, ...] = ()
@@ -484,7 +495,7 @@ class Host:
             return
         self.lives += 1
         self.incarnation = f"{self.name}-{self.lives}"
-        self.session = Session(Registration(self.name, self.slots, ("/",), str(UID), incarnation=self.incarnation))
+        self.session = Session(Registration(self.name, self.slots, ("/",), str(UID), incarnation=self.incarnation, mounted=self.mounted))
         self._looked = ()
         self._look(self.session)
         self.connect()
@@ -494,7 +505,7 @@ class Host:
         """At incarnations before this one, as agent/former.py does."""
         live = [runner for runner in self.runners.values() if runner.incarnation != self.incarnation]
         gone = [name for name in self.before if all(runner.incarnation != name for runner in live)]
-        results = [(key, uid, fields, b"") for key, (name, uid, fields) in self.records.items() if name in gone]
+        results = [(key, uid, fields, written) for key, (name, uid, fields, written) in self.records.items() if name in gone]
         self.before = [name for name in self.before if name not in gone]
         news = a.News(tuple(gone), tuple(results), len(live))
         if self._looked != (news.former, news.leftover) and (gone or live or self._looked):
@@ -569,8 +580,9 @@ class Host:
         if self.world.chance(0.04):
             fault = int(self.world.random.random() < 0.5)
             return self.feed(session, a.RunnerSaid(start.key, a.Kind.REJECTED, 0, fault, b"the disk is full"))
-        self.records[start.key] = self.incarnation, UID, messages.encode_fields([("error", "lost"), ("reason", "its runner was killed too")])
-        runner = Runner(self, start)
+        unknown = messages.encode_fields([("error", "lost"), ("reason", "its runner was killed too")])
+        self.records[start.key] = self.incarnation, UID, unknown, b""
+        runner = self.runner_kind(self, start)
         self.runners[start.key] = runner
         if sum(one.incarnation == self.incarnation for one in self.runners.values()) > self.slots:
             raise Violation(f"seed {self.world.seed}: {self.name} runs {len(self.runners)} jobs in {self.slots} slots")

@@ -1,9 +1,8 @@
 """The simulation with a shared tree: every host looks at its own cache, and no job may see what is older than it has a right to.
 
 One more model on top of simulation.py. A `Tree` holds the truth, with the server's clock; each agent's `Cache` believes what it
-once saw, for ever, unless it is told: that is the worst that a network file system does. Jobs read and write names; agents do
-with an assignment what session and runner do (the session's own marks.py is used), lose their connection, die, lose manifests,
-and the distributor starts anew with an empty journal while the agents live on.
+once saw, for ever, unless it is told: that is the worst that a network file system does. Jobs read and write names; all that happens
+to agents and the distributor in simulation.py happens here too.
 
 The invariant: a job never sees a name as it was before the newest change that a job made which had settled before this one was
 submitted, nor as it was before its own submitter's edits. Knows nothing of how the journal finds out what to tell.
@@ -14,9 +13,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from simulation_plain import Agent, Chances, Link, World, Wrapper
+from simulation import World
+from simulation_peers import UID, Host, Link, Runner, Wrapper
 
-from dwrap.agent.marks import Marks
+from dwrap.agent import events as a
 from dwrap.distributor import events as e
 from dwrap.distributor.bursts import PAUSE_SECONDS
 from dwrap.distributor.journal import Journal
@@ -98,73 +98,54 @@ class Cache:
                     del self.names[path]
 
 
-class Host(Agent):
-    """An agent with a network file system."""
+class Reader(Runner):
+    """An attempt that looks at names as its host's cache has them, and writes some."""
+
+    host: Server
+
+    def __init__(self, host: Server, start: a.Start) -> None:
+        self.wrote: dict[str, bool] = {}
+        world, cwd, cache = host.world, start.fields.text("cwd"), host.cache
+        cache.apply(manifest.parse(start.journal))
+        if start.refresh:
+            cache.refresh(cwd)
+        world.reads(host, start.key[0], cwd)
+        super().__init__(host, start)
+        if not world.chance(0.1):  # else two start at once, and the other's word is late
+            self._later(0.0, lambda: self._say(a.Kind.APPLIED, 0, 0, b""))
+        for _ in range(world.random.randint(0, 3)):
+            self._later(world.random.expovariate(1.0), self._write)
+
+    def _write(self) -> None:
+        if self.is_dying:
+            return
+        world, name = self.host.world, self.host.world.random.choice(NAMES)
+        came_or_went = world.tree.change(name, is_there=world.random.random() < 0.7)
+        self.host.cache.names[name] = world.tree.names[name]
+        self.wrote[name] = self.wrote.get(name, False) or came_or_went
+        world.changed_by[self.key[0]][name] = world.tree.clock
+
+    def written(self) -> bytes:
+        told = manifest.join(self.host.world.tree.entries(self.wrote))
+        if told:
+            self._say(a.Kind.MANIFEST, 0, 0, told)
+        return told
+
+
+class Server(Host):
+    """A machine with a network file system. Its cache outlives its agent, not a loss of power."""
 
     world: ViewsWorld
+    runner_kind = Reader  # type: ignore[assignment]
+    mounted = a.Mounted(views=True)
 
     def __init__(self, world: ViewsWorld, name: str) -> None:
         self.cache = Cache(world.tree)
-        self.marks = Marks(max_bytes=world.random.choice((200, 4_096, 1 << 20)))
-        self.wrote: dict[tuple[str, int], dict[str, bool]] = {}
-        self.manifests: dict[tuple[str, int], list[Entry]] = {}
-        self.recent: list[Entry] = []
-        self.epoch = world.epoch
         super().__init__(world, name)
 
-    def spec(self) -> e.AgentSpec:
-        spec = super().spec()
-        spec.views = True
-        return spec
-
-    def hear(self, link: Link, action: e.Action) -> None:
-        super().hear(link, action)
-        if isinstance(action, e.Welcome) and link is self.link and self.token == action.token and self.epoch != self.world.epoch:
-            self.epoch = self.world.epoch
-            self.marks.restart()
-            link.up(e.ManifestTold(link.peer, "", 0, self.recent, []))
-
-    def assigned(self, link: Link, action: e.Assign) -> None:
-        self.marks.take(action.journal, action.behind)
-        super().assigned(link, action)
-
-    def starts(self, key: tuple[str, int], action: e.Assign) -> None:
-        world, cwd = self.world, action.spec.cwd
-        due = self.marks.due(action.uid, cwd.encode(), action.burst)
-        self.cache.apply(manifest.parse(due.journal))
-        if due.refresh:
-            self.cache.refresh(cwd)
-        if not world.chance(0.1):  # else two start at once, and the other's word is late
-            self.marks.applied(due)
-        world.reads(self, key[0], cwd)
-        self.wrote[key] = {}
-        for _ in range(world.random.randint(0, 3)):
-            world.after(world.random.expovariate(1.0), lambda life=self.life: self.writes(key, life))  # type: ignore[misc]
-
-    def writes(self, key: tuple[str, int], life: int) -> None:
-        if life != self.life or key not in self.running:
-            return
-        world, name = self.world, self.world.random.choice(NAMES)
-        came_or_went = world.tree.change(name, is_there=world.random.random() < 0.7)
-        self.cache.names[name] = world.tree.names[name]
-        self.wrote[key][name] = self.wrote[key].get(name, False) or came_or_went
-        world.changed_by[key[0]][name] = world.tree.clock
-
-    def ends(self, key: tuple[str, int], outcome: e.Outcome) -> None:
-        was_lost = outcome.error and self.world.chance(0.5)  # its runner died, and nobody says what it wrote
-        self.manifests[key] = [] if was_lost else self.world.tree.entries(self.wrote[key])
-        outcome.facts = {} if was_lost else {"outputs": "exact"}
-        self.recent += self.manifests[key]
-
-    def send_result(self, key: tuple[str, int]) -> None:
-        if self.token and self.link is not None and self.link.is_open:  # the session waits for WELCOME, and sends its HEARTBEAT first
-            self.link.up(e.ManifestTold(self.link.peer, *key, self.manifests[key], []))
-            super().send_result(key)
-
-    def crash(self) -> None:
-        """The daemon dies; the host and its cache live on."""
-        super().crash()
-        self.marks, self.recent, self.epoch = Marks(), [], self.world.epoch
+    def lose_power(self) -> None:
+        self.cache = Cache(self.world.tree)
+        super().lose_power()
 
 
 class Desk(Wrapper):
@@ -172,19 +153,17 @@ class Desk(Wrapper):
 
     world: ViewsWorld
 
-    def __init__(self, world: ViewsWorld, job: str) -> None:
+    def __init__(self, world: ViewsWorld, name: str) -> None:
+        self.cwd = world.random.choice(PLACES)
         self.edited: dict[str, bool] = {}
-        super().__init__(world, job)
-        self.link.up(e.ManifestTold(self.link.peer, job, 0, world.tree.entries(self.edited), []))
+        super().__init__(world, name)
 
     def spec(self) -> e.JobSpec:
-        spec = super().spec()
-        spec.cwd, spec.views = self.world.random.choice(PLACES), True
-        self.edits(is_told=not self.world.has_paused(self.uid, spec.build) or self.world.random.random() < 0.5)
-        return spec
+        return e.JobSpec(self.job, self.cwd, "cc", "build", views=True)
 
-    def edits(self, is_told: bool) -> None:
+    def submitted(self, link: Link) -> None:
         world = self.world
+        is_told = not world.has_paused() or world.random.random() < 0.5
         relied = world.may_rely_on[self.job] = dict(world.settled)
         for _ in range(world.random.choice((0, 0, 1, 2))):
             name = world.random.choice(NAMES)
@@ -192,22 +171,24 @@ class Desk(Wrapper):
             relied[name] = world.tree.clock
             if is_told:
                 self.edited[name] = self.edited.get(name, False) or came_or_went
+        event = e.ManifestTold(link.peer, self.job, 0, world.tree.entries(self.edited), [])
+        link.up(lambda: event)
 
 
 class ViewsWorld(World):
     """One schedule."""
 
-    agent_kind = Host
-    wrapper_kind = Desk
+    host_kind = Server  # type: ignore[assignment]
+    wrapper_kind = Desk  # type: ignore[assignment]
+    jobs_end, faults_end = 40.0, 50.0
 
-    def __init__(self, seed: int, jobs: int = 40, agents: int = 3, chances: Chances | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         self.tree = Tree()
-        self.epoch = 1
         self.settled: dict[str, int] = {}  # the newest change of each name by a job that has settled
         self.changed_by: dict[str, dict[str, int]] = defaultdict(dict)
         self.may_rely_on: dict[str, dict[str, int]] = {}
         self.looks = 0
-        super().__init__(seed, jobs, agents, chances)
+        super().__init__(seed, jobs=35, faults=8)
 
     def new_scheduler(self) -> Scheduler:
         scheduler = super().new_scheduler()
@@ -215,34 +196,20 @@ class ViewsWorld(World):
             scheduler.views.journal = Journal(max_directories=2)
         return scheduler
 
-    def reads(self, host: Host, job: str, cwd: str) -> None:
+    def reads(self, host: Server, job: str, cwd: str) -> None:
         """A job looks at some names. Those near it have to be as new as it may rely on."""
         for name in self.random.sample(NAMES, 6):
             since, _ = host.cache.look(name)
             if name.startswith(cwd + "/"):
                 self.looks += 1
                 if since < self.may_rely_on[job].get(name, 0):
-                    self._violated(job, f"sees {name} on {host.name} as it was at {since}, not {self.may_rely_on[job][name]}")
+                    self.violated(job, f"sees {name} on {host.name} as it was at {since}, not {self.may_rely_on[job][name]}")
 
-    def has_paused(self, uid: int, build: str) -> bool:
+    def has_paused(self) -> bool:
         """Whether a job that is submitted now begins a burst."""
-        bursts, key = self.scheduler.views._bursts, (uid, build)
+        bursts, key = self.scheduler.views._bursts, (UID, "build")
         return key not in bursts._live and (key not in bursts._idle or self.now - bursts._idle[key][1] >= PAUSE_SECONDS)
 
-    def restart(self) -> None:
-        """The distributor dies and comes back with nothing but a new epoch."""
-        self.epoch += 1
-        self.scheduler = self.new_scheduler()
-        self._backlog.clear()
-        for link in list(self.links.values()):
-            link.close()
-
-    def _fault(self) -> None:
-        if self.random.random() < 0.2:
-            return self.restart()
-        super()._fault()
-
-    def _check_end(self, action: Any) -> None:
-        super()._check_end(action)
-        for name, clock in self.changed_by[action.job].items():
+    def settled_there(self, job: str) -> None:
+        for name, clock in self.changed_by[job].items():
             self.settled[name] = max(self.settled.get(name, 0), clock)
