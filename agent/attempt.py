@@ -191,11 +191,12 @@ def of_former(key: Key, uid: int, outcome: bytes, written: bytes) -> Attempt:
     """One that a former incarnation's runner ended: its output died with that agent. A record that cannot be read says nothing else."""
     try:
         fields = messages.decode_fields(outcome)
-        ends = [fields.number("stdout_bytes", 0), fields.number("stderr_bytes", 0)]
+        taken, *ends = [fields.number(name, 0) for name in ("stdin_taken", "stdout_bytes", "stderr_bytes")]
         pieces = entries.pieces(entries.parse(written))
     except ProtocolError as error:
-        outcome, ends, pieces = failure("lost", f"its agent died, and what is left of it cannot be read: {error}"), [0, 0], []
-    attempt = Attempt(key, uid, outputs=(Output(ends[0]), Output(ends[1])), outcome=outcome)
+        outcome = failure("lost", f"its agent died, and what is left of it cannot be read: {error}")
+        taken, ends, pieces = 0, [0, 0], []
+    attempt = Attempt(key, uid, stdin=Stdin(taken, taken), outputs=(Output(ends[0]), Output(ends[1])), outcome=outcome)
     attempt.manifest = Manifest(pieces, sum(map(len, pieces)))
     return attempt
 

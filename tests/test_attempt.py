@@ -50,6 +50,7 @@ def test_what_is_said_while_nobody_listens_waits_for_attach() -> None:
     assert not session.handle(said(b"heard", 7), 3), "its submitter may not be back yet"
     session.handle(e.RunnerSaid(KEY, e.Kind.CREDIT, 0, 4_096, b""), 3)
     actions = session.handle(attach(stdout=5, credit=65_541), 4)
+    assert verbs(actions) == ["CREDIT", "OUTPUT"], "what comes before that CREDIT may leave something out"
     assert outputs(actions) == [("stdout", 5, b"unheard")]
     assert [t.number for t in actions if isinstance(t, e.Tell)] == [65_541, 65_541]
     [(_, credit)] = [message for message in sent(actions) if message[0] == "CREDIT"]
@@ -127,15 +128,15 @@ def test_a_result_of_a_former_incarnation_counts_if_its_output_was_heard(have: i
     session = welcomed()
     told = b"stdout_bytes=5\0" if have else b""
     session.handle(e.News(("a-1",), ((KEY, 1000, outcome + told, b""),), 0), 0)
-    [(verb, fields)] = sent(session.handle(attach(stdout=have), 1))
-    assert (verb, fields.text("error")) == ("RESULT", error)
+    [(credit, _), (verb, fields)] = sent(session.handle(attach(stdout=have), 1))
+    assert (credit, verb, fields.text("error")) == ("CREDIT", "RESULT", error)
     assert (fields.flag("memory"), fields.flag("repeat")) == (b"memory" in outcome, b"repeat" in outcome)
 
 
 def test_attaching_to_what_is_not_here_is_answered() -> None:
     session = welcomed()
-    [(verb, fields)] = sent(session.handle(attach(stdout=7), 0))
-    assert (verb, fields.text("error"), fields.flag("repeat")) == ("RESULT", "lost", False)
+    [(credit, _), (verb, fields)] = sent(session.handle(attach(stdout=7), 0))
+    assert (credit, verb, fields.text("error"), fields.flag("repeat")) == ("CREDIT", "RESULT", "lost", False)
     assert session.kept == ()
 
 
@@ -245,7 +246,7 @@ def test_what_a_former_incarnation_left_is_named_and_delivered() -> None:
     session = Session(Registration("a", 2, ("/srv",), "any", incarnation="a-2"))
     session.handle(e.Connected(), 0)
     entry = b"F 1 2 3 4 /srv/x\0"
-    news = e.News(("a-1",), ((("j1", 1), 1000, b"status=0\0stdout_bytes=5\0", entry),), 1)
+    news = e.News(("a-1",), ((("j1", 1), 1000, b"status=0\0stdin_taken=7\0stdout_bytes=5\0", entry),), 1)
     [(verb, fields)] = sent(session.handle(news, 1))
     assert (verb, fields.text("incarnation"), fields.texts("former"), fields.number("leftover")) == ("REGISTER", "a-2", ("a-1",), 1)
     assert fields.texts("kept") == ("j1:1:1000",)
@@ -254,8 +255,9 @@ def test_what_a_former_incarnation_left_is_named_and_delivered() -> None:
     assert [fields.texts("former") for _, fields in sent(session.handle(e.News((), (), 0), 3))] == [("a-1",)]
     actions = session.handle(attach(stdout=5), 4)
     assert [a.frames for a in actions if isinstance(a, e.Send)] == [
+        (b"CREDIT", b"job=j1\0attempt=1\0stream=stdin\0limit=7\0received=7\0"),  # no more of it is needed again
         (b"MANIFEST", b"job=j1\0attempt=1\0", entry),
-        (b"RESULT", b"job=j1\0attempt=1\0status=0\0stdout_bytes=5\0"),
+        (b"RESULT", b"job=j1\0attempt=1\0status=0\0stdin_taken=7\0stdout_bytes=5\0"),
     ]
     session.handle(assign("j2"), 4)
     again_told = e.News((), ((("j1", 1), 1, b"status=9\0", b""), (("j2", 1), 1, b"status=9\0", b"")), 0)
@@ -275,8 +277,8 @@ def test_what_is_told_of_former_incarnations_is_bounded() -> None:
 def test_a_former_result_that_cannot_be_read_is_no_result(outcome: bytes, written: bytes) -> None:
     session = welcomed()
     session.handle(e.News(("a-1",), ((("j1", 1), 1000, outcome, written),), 0), 0)
-    [(verb, fields)] = sent(session.handle(attach(), 1))
-    assert (verb, fields.text("error"), fields.flag("repeat")) == ("RESULT", "lost", False)
+    [(credit, _), (verb, fields)] = sent(session.handle(attach(), 1))
+    assert (credit, verb, fields.text("error"), fields.flag("repeat")) == ("CREDIT", "RESULT", "lost", False)
 
 
 # ---- every interleaving

@@ -103,7 +103,7 @@ def test_a_job_from_assign_to_ack() -> None:
         (received("CREDIT", job="j1", stream="stdout", limit=70_000), [(e.Kind.CREDIT, 1, 70_000, b"")]),
         (received("CLOSE", job="j1", stream="stderr"), [(e.Kind.CLOSE, 2, 0, b"")]),
         (received("SIGNAL", job="j1", signal=2), [(e.Kind.SIGNAL, 0, 2, b"")]),
-        (received("KILL", job="j1", attempt=1), [(e.Kind.KILL, 0, 0, b"")]),
+        (received("KILL", job="j1", attempt=1), [(e.Kind.KILL, 0, 1, b"")]),
         (received("KILL", job="j1", attempt=2), []),
         (received("NOTED", job="j1", attempt=1, seq=3), [(e.Kind.NOTED, 0, 3, b"")]),
         (received("NOTED", job="j1", attempt=2, seq=3), []),
@@ -184,7 +184,7 @@ def test_a_rejection_after_it_was_registered_as_running_is_told_when_it_is_asked
     assert fields.texts("running") == ("j1:1:0",)
     session.handle(REJECTED, 2)
     session.handle(WELCOME, 2)
-    [(verb, fields)] = sent(session.handle(attach(), 2))
+    [_, (verb, fields)] = sent(session.handle(attach(), 2))
     assert (verb, fields.text("error"), fields.flag("repeat"), fields.text("reason")) == ("RESULT", "lost", True, "no?room")
 
 
@@ -274,7 +274,7 @@ def test_after_a_new_connection_it_says_what_runs_and_what_ended() -> None:
     assert (fields.texts("running"), fields.texts("kept")) == (("run:1:0",), ("end:1:0",))
     assert verbs(session.handle(WELCOME, 3)) == ["HEARTBEAT"], "nobody may be there yet to whom it could go"
     assert verbs(session.handle(e.Tick(), 9)) == ["HEARTBEAT"]
-    assert verbs(session.handle(attach("end"), 10)) == ["RESULT"]
+    assert verbs(session.handle(attach("end"), 10)) == ["CREDIT", "RESULT"]
     assert "RESULT" not in verbs(session.handle(e.Tick(), 14))
     assert "RESULT" in verbs(session.handle(e.Tick(), 15)), "sent again until ACK"
     assert "RESULT" not in verbs(session.handle(e.Tick(), 16))
@@ -287,7 +287,7 @@ def test_a_result_whose_submitter_is_gone_goes_out_when_it_is_killed() -> None:
     session.handle(ended("end"), 0)
     assert [verb for verb, _ in again(session, 1)] == ["REGISTER", "HEARTBEAT"]
     assert verbs(session.handle(received("KILL", job="end", attempt=1), 2)) == ["RESULT"]
-    assert session.handle(received("KILL", job="run", attempt=1), 2) == [e.Tell(("run", 1), e.Kind.KILL, 0, 0)]
+    assert session.handle(received("KILL", job="run", attempt=1), 2) == [e.Tell(("run", 1), e.Kind.KILL, 0, 1)], "its status is not its own"
     assert verbs(session.handle(ended("run"), 3)) == ["RESULT"]
 
 

@@ -107,7 +107,7 @@ def test_manifests_go_out_at_once_and_again_before_the_result_on_a_new_connectio
     assert not sent(session.handle(ended(), 3))
     for now in (4, 5):  # a submitter may come back twice
         actions = session.handle(attach(), now)
-        assert verbs(actions) == ["MANIFEST", "MANIFEST", "MANIFEST", "RESULT"]
+        assert verbs(actions) == ["CREDIT", "MANIFEST", "MANIFEST", "MANIFEST", "RESULT"]
         assert [a.frames[2] for a in actions if isinstance(a, e.Send) and a.frames[0] == b"MANIFEST"] == [b"one", b"two", b"three"]
     assert verbs(session.handle(e.Tick(), 11)) == ["HEARTBEAT", "RESULT"], "this connection has carried the manifest"
 
