@@ -241,7 +241,7 @@ class Wrapper:
     def _failed(self, safe: bool, undo: tuple[str, ...], reason: str) -> None:
         if not safe or any(self.printed):
             # It cannot be run here when something of it was printed; nor when agent and distributor were lost together.
-            self.plan.may_fail |= safe or ("nobody knows" in reason and self.world.epoch > 1)
+            self.plan.may_fail |= safe or ("know" in reason and self.world.epoch > 1)
             return self.end("125")
         for path in reversed(undo):
             self.world.files.pop(path, None)
@@ -412,6 +412,7 @@ class Runner:
             if self.asked is not None or self.lacks_credit:  # nobody answers any more
                 self._go_on()
         else:
+            self.is_fenced = True  # its lease may be over before it is seen to have ended
             self._kill("the agent died")
 
     def _watch_lease(self) -> None:

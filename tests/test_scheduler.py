@@ -10,6 +10,7 @@ import pytest
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState
 from dwrap.distributor.jobs import NO_AGENT_SECONDS
+from dwrap.distributor.past import Assigned, Past
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.distributor.views import MAX_TOLD
 from dwrap.protocol import manifest
@@ -35,6 +36,15 @@ class Desk:
     def pass_time(self, seconds: float) -> list[e.Action]:
         self.now += seconds
         return self.do(e.Tick())
+
+    def wait(self, seconds: int, *agents: int) -> list[e.Action]:
+        """Passes time, in which these agents are heard."""
+        self.last = []
+        for _ in range(seconds):
+            self.now += 1
+            for peer in agents:
+                self.last = [*self.last, *self.scheduler.handle(e.Heartbeat(peer, self.scheduler.agents[peer].token, e.Load()), self.now)]
+        return self.last
 
     def one(self, kind: type[A]) -> A:
         """The one action of this kind that the last event caused."""
@@ -272,27 +282,38 @@ def test_the_submitter_goes_away(desk: Desk, state: str) -> None:
         desk.finish(1, "j50")
     desk.do(e.Disconnected(50))
     if state == "assigned":
+        assert desk.said(1) == [], "its submitter may claim it"
+        desk.pass_time(1.0)
         assert desk.one(e.Kill) == e.Kill(1, "j50", 1)
         desk.submit(51)
         assert desk.said(51) == ["TellQueued"], "the slot is taken until the tree is gone"
-        desk.finish(1, "j50", outcome=e.Outcome(9))
+        desk.finish(1, "j50", outcome=e.Outcome(None, "lost", "it was ended"))
         assert desk.said(1) == ["AckResult"]
         assert desk.said(51) == ["Offer"]
     elif state == "settled":
-        assert desk.said(1) == ["AckResult"]
+        desk.pass_time(1.0)
+        assert desk.said(1) == [], "its submitter may come for its result a little longer"
+        assert "AckResult" in [type(action).__name__ for action in desk.wait(12, 1)]
     assert "j50" not in desk.scheduler.jobs
 
 
-def test_a_lost_agent_fails_what_may_have_started_and_requeues_what_has_not(desk: Desk) -> None:
+def test_a_lost_agent_leaves_its_jobs_missing_until_its_lease_is_over(desk: Desk) -> None:
     desk.agent(1, slots=2)
     desk.run(50)
     desk.submit(51)
     desk.do(e.Disconnected(1))
-    failed = desk.one(e.TellFailed)
-    assert (failed.job, failed.safe) == ("j50", False)
+    assert desk.state("j50") is JobState.MISSING
     assert desk.state("j51") is JobState.QUEUED
     desk.agent(2)
     assert desk.one(e.Offer).job == "j51"
+    desk.do(e.Disconnected(51))
+    desk.pass_time(12.9)
+    assert desk.state("j50") is JobState.MISSING
+    desk.beat(2)
+    desk.pass_time(0.1)
+    assert desk.one(e.Offer).job == "j50"
+    assert desk.go(50)
+    assert desk.one(e.Assign).attempt == 2
 
 
 def test_a_silent_agent_is_given_up_after_lease_and_grace(desk: Desk) -> None:
@@ -303,8 +324,8 @@ def test_a_silent_agent_is_given_up_after_lease_and_grace(desk: Desk) -> None:
     desk.pass_time(12.9)
     assert 1 in desk.scheduler.agents
     desk.pass_time(0.1)
-    assert desk.one(e.TellFailed).safe is False
     assert desk.one(e.Disconnect).peer == 1
+    assert desk.state("j50") is JobState.QUEUED
     desk.do(e.Heartbeat(1, "secret1", e.Load()))
     assert desk.one(e.Unexpected).what == "heartbeat"
 
@@ -384,7 +405,7 @@ def test_a_repeated_result_is_acknowledged_and_a_lost_acknowledgement_forgotten(
     desk.run(50)
     desk.finish(1, "j50")
     desk.finish(1, "j50")
-    assert desk.said(1) == ["AckResult"]
+    assert (desk.said(1), desk.said(50)) == ([], ["DeliverResult"]), "its agent keeps it until the submitter has it"
     for _ in range(6):
         desk.now += 10
         desk.beat(1)
@@ -432,20 +453,318 @@ def test_a_draining_agent_finishes_and_gets_no_more(desk: Desk, by: str) -> None
 def test_registering_again_replaces_what_was_said(desk: Desk) -> None:
     desk.agent(1, slots=1)
     desk.run(50)
-    desk.do(e.Registered(1, 0, e.AgentSpec("other", 2, ("/home",), running=(("j50", 1), ("ghost", 3)))))
+    desk.do(e.Registered(1, 0, e.AgentSpec("other", 2, ("/home",), running=(("j50", 1, USER), ("ghost", 3, USER)))))
     assert desk.one(e.Kill) == e.Kill(1, "ghost", 3)
     desk.submit(51, cwd="/home")
+    assert desk.said(51) == ["TellQueued"], "it runs what was given up: it is in quarantine"
+    desk.finish(1, "ghost", 3, e.Outcome(None, "lost", "it was ended"))
     assert desk.one(e.Offer).job == "j51"
     desk.finish(1, "j50")
     assert desk.one(e.DeliverResult).agent == "other"
 
 
-def test_an_agent_that_comes_back_is_told_to_end_what_was_given_up(desk: Desk) -> None:
+def test_an_agent_that_comes_back_too_late_is_told_to_end_what_was_given_up(desk: Desk) -> None:
     desk.agent(1)
     desk.run(50)
     desk.do(e.Disconnected(1))
-    desk.do(e.Registered(2, 0, e.AgentSpec("a1", 1, ("/srv",), running=(("j50", 1),))))
+    desk.pass_time(13)
+    desk.agent(2, "a1", running=(("j50", 1, USER),))
     assert desk.one(e.Kill) == e.Kill(2, "j50", 1)
+    assert desk.state("j50") is JobState.QUEUED
+    desk.finish(2, "j50", 1)
+    assert desk.said(2) == ["AckResult"]
+    assert desk.one(e.Offer).job == "j50"
+
+
+# ---- connections are torn, agents come back ----
+
+
+OFFSETS = (("stdout", 3), ("stderr", 0), ("stdout_limit", 65_539), ("stderr_limit", 65_536))
+
+
+def attach(desk: Desk, peer: int, job: str, attempt: int = 1, uid: int = USER, epoch: int = 0, since: float = 1.0) -> list[e.Action]:
+    spec = e.JobSpec(job=job, cwd="/srv", command="cc", build="b")
+    return desk.do(e.Attached(peer, uid, spec, attempt, epoch, since, OFFSETS))
+
+
+def come_back(desk: Desk, peer: int, incarnation: str = "i1", **more: Any) -> None:
+    desk.agent(peer, "a1", incarnation=incarnation, **more)
+
+
+def test_a_submitter_claims_its_job_on_another_connection(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(50))
+    desk.now += 0.9
+    attach(desk, 51, "j50")
+    assert desk.one(e.ForwardAttach) == e.ForwardAttach(1, "j50", 1, OFFSETS)
+    assert desk.scheduler.told_by(1, "j50", 1) is None, "what comes before the answer has gaps"
+    desk.finish(1, "j50")
+    assert desk.said(51) == [], "the result too"
+    desk.do(e.Joined(1, "j50", 1))
+    assert desk.scheduler.told_by(1, "j50", 1) is not None
+    desk.pass_time(5)
+    desk.finish(1, "j50")
+    assert desk.one(e.DeliverResult).peer == 51
+
+
+def test_a_job_is_nobody_elses_to_claim(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    attach(desk, 51, "j50", uid=USER + 1)
+    assert desk.one(e.Answer).verb == "REFUSED"
+    desk.finish(1, "j50")
+    assert desk.one(e.DeliverResult).peer == 50
+
+
+def test_an_agent_that_comes_back_in_time_goes_on(desk: Desk) -> None:
+    desk.agent(1, incarnation="i1", slots=2)
+    desk.run(50)
+    desk.run(51)
+    desk.do(e.Disconnected(1))
+    come_back(desk, 2, slots=2, running=(("j50", 1, USER),), kept=(("j51", 1, USER),))
+    assert {action.job for action in desk.last if isinstance(action, e.Resume)} == {"j50", "j51"}
+    assert len(desk.scheduler.agents[2].jobs) == 1, "what has ended holds no slot"
+    for peer, job in ((50, "j50"), (51, "j51")):
+        attach(desk, peer, job)
+        desk.do(e.Joined(2, job, 1))
+        desk.finish(2, job)
+        assert desk.one(e.DeliverResult).peer == peer
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "former", "started"), [("i1", (), False), ("i2", ("i1",), False), ("i2", (), True), ("i2", ("i0",), True), ("", (), True)]
+)
+def test_what_nobody_names_was_never_started_if_somebody_can_tell(desk: Desk, incarnation: str, former: tuple[str, ...], started: bool) -> None:
+    desk.agent(1, incarnation="i1")
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    come_back(desk, 2, incarnation, former=former)
+    assert desk.said(50) == ([] if started else ["Offer"])
+
+
+@pytest.mark.parametrize(("told", "verb"), [(("/srv/o",), "again"), ((), "again"), (None, "failed")])
+def test_what_an_attempt_did_decides_whether_there_is_another(desk: Desk, told: tuple[str, ...] | None, verb: str) -> None:
+    desk.agent(1)
+    desk.agent(2)
+    holder = desk.run(50).peer
+    desk.do(e.Made(holder, "j50", 1, 1, told or (), "it changed /srv/f" if told is None else "", True))
+    assert desk.one(e.Noted) == e.Noted(holder, "j50", 1, 1)
+    desk.do(e.Disconnected(holder))
+    desk.wait(13, 3 - holder)
+    if verb == "failed":
+        assert desk.said(50) == []
+        desk.wait(297, 3 - holder)
+        failed = desk.one(e.TellFailed)
+        assert (failed.safe, failed.undo, "it changed /srv/f" in failed.reason) == (False, (), True)
+    else:
+        desk.go(50)
+        assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (2, told)
+
+
+def test_a_job_is_lost_five_times_at_most_and_what_is_left_of_it_is_told(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    for attempt in range(1, 7):
+        assert desk.state("j50") is JobState.ASSIGNED
+        desk.finish(1, "j50", attempt, e.Outcome(None, "lost", "it was stopped", repeat=True, made=("/srv/o",)))
+        if attempt < 6:
+            desk.go(50)
+    assert (desk.one(e.TellFailed).safe, desk.one(e.TellFailed).undo) == (True, ("/srv/o",))
+
+
+def test_more_than_can_be_removed_is_run_once(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    for seq in range(9):
+        desk.do(e.Made(1, "j50", 1, seq, tuple(f"/srv/{seq}/{number}" for number in range(30)), "", True))
+    desk.finish(1, "j50", 1, e.Outcome(None, "lost", "it was stopped", repeat=True))
+    assert desk.one(e.TellFailed).safe is False
+
+
+def test_a_submitter_that_is_back_after_its_job_was_ended_has_it_run_again(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(50))
+    desk.pass_time(1.0)
+    assert desk.one(e.Kill).job == "j50"
+    attach(desk, 51, "j50")
+    desk.do(e.Joined(1, "j50", 1))
+    desk.finish(1, "j50", 1, e.Outcome(None, "lost", "it was ended", repeat=True, made=("/srv/o",)))
+    assert desk.one(e.Offer).attempt == 2
+    desk.do(e.Disconnected(51))
+    desk.pass_time(1.0)
+    assert not desk.scheduler.jobs
+    attach(desk, 52, "j50", attempt=2)
+    assert desk.one(e.Offer).attempt == 3
+    desk.go(52, "j50")
+    assert desk.one(e.Assign).undo == ("/srv/o",)
+
+
+def test_a_result_that_is_lost_on_its_way_is_fetched_again(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    attach(desk, 51, "j50")
+    assert desk.one(e.ForwardAttach).peer == 1
+    desk.do(e.Joined(1, "j50", 1))
+    desk.finish(1, "j50")
+    assert (desk.one(e.DeliverResult).peer, desk.said(1)) == (51, [])
+    desk.do(e.Acknowledged(51, "j50"))
+    assert desk.said(1) == ["AckResult"]
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_a_result_whose_agent_dies_before_it_was_fetched_again(desk: Desk, repeat: bool) -> None:
+    desk.agent(1)
+    desk.agent(2)
+    holder = desk.run(50).peer
+    desk.finish(holder, "j50", 1, e.Outcome(0, repeat=repeat, made=("/srv/o",)))
+    attach(desk, 51, "j50")
+    desk.do(e.Disconnected(holder))
+    if repeat:
+        desk.go(51, "j50")
+        assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (2, ("/srv/o",))
+    else:
+        assert (desk.one(e.TellFailed).peer, desk.one(e.TellFailed).safe) == (51, False)
+
+
+# ---- another epoch ----
+
+
+def after_a_restart(*assigned: tuple[str, Assigned], epochs: tuple[int, ...] = (0, 1)) -> Desk:
+    """A desk whose distributor began at 100 and knows these from before."""
+    desk = Desk()
+    past = Past(100.0, frozenset(epochs), 113.0, assigned=dict(assigned))
+    past.ended_before({"over": None, "undone": ("/srv/o",)})
+    desk.scheduler = Scheduler(lambda: f"again{desk.now}{len(desk.scheduler.jobs)}", past=past)
+    return desk
+
+
+OLD = ("j50", Assigned(3, "a1", "i1", USER))
+
+
+def test_a_restarted_distributor_finds_its_jobs_again() -> None:
+    desk = after_a_restart(OLD)
+    come_back(desk, 1, running=(("j50", 3, USER),))
+    attach(desk, 50, "j50", 3)
+    assert desk.one(e.ForwardAttach).peer == 1
+    desk.do(e.Joined(1, "j50", 3))
+    desk.finish(1, "j50", 3)
+    assert desk.one(e.DeliverResult).peer == 50
+
+
+def test_a_job_of_the_past_that_no_submitter_claims_is_ended() -> None:
+    desk = after_a_restart(OLD)
+    come_back(desk, 1, running=(("j50", 3, USER),))
+    desk.now += 12.9
+    desk.beat(1)
+    assert desk.said(1) == ["RenewLease"]
+    desk.pass_time(0.1)
+    assert desk.one(e.Kill) == e.Kill(1, "j50", 3)
+    desk.finish(1, "j50", 3)
+    assert not desk.scheduler.jobs
+
+
+@pytest.mark.parametrize(
+    ("known", "back", "again"),
+    [
+        (Assigned(3, "a1", "i1", USER, ("/srv/o",)), False, True),
+        (Assigned(3, "a1", "i1", USER, beyond="it changed /srv/f"), False, False),
+        (Assigned(3, "a1", "i1", USER), True, True),
+        (Assigned(3, None, "", USER, ("/srv/o",)), True, True),
+    ],
+)
+def test_what_was_written_down_decides_after_a_restart(known: Assigned, back: bool, again: bool) -> None:
+    desk = after_a_restart(("j50", known))
+    attach(desk, 50, "j50", 3)
+    desk.agent(2)
+    if back:
+        come_back(desk, 1)
+    if not back:
+        desk.wait(13, 2)
+    if again:
+        desk.go(50)
+        assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (4, known.made)
+    else:
+        assert desk.one(e.TellFailed).safe is False
+
+
+@pytest.mark.parametrize(
+    ("job", "epoch", "answer"),
+    [("new", 0, "Offer"), ("new", 7, "later"), ("over", 0, "TellFailed"), ("undone", 0, "Offer")],
+)
+def test_a_job_that_is_not_known_runs_only_if_it_was_never_assigned(job: str, epoch: int, answer: str) -> None:
+    desk = after_a_restart()
+    desk.agent(1)
+    attach(desk, 50, job, 1, epoch=epoch)
+    if answer == "later":
+        assert desk.said(50) == []
+        desk.now += 13
+        desk.beat(1)
+        assert (desk.one(e.TellFailed).safe, desk.said(50)) == (False, ["TellFailed"])
+        attach(desk, 51, job, 1, epoch=epoch)
+        assert desk.said(51) == ["TellFailed"]
+    else:
+        assert desk.said(50) == [answer]
+
+
+# ---- memory, faults ----
+
+
+def test_a_job_killed_for_want_of_memory_goes_where_there_is_more_then_alone(desk: Desk) -> None:
+    desk.agent(1, memory_bytes=8, slots=2)
+    desk.agent(2, memory_bytes=16, slots=2)
+    desk.agent(3, memory_bytes=4, slots=2)
+    desk.run(40, agent="a2")
+    assert desk.run(50, labels=()).memory_retry
+    starved = e.Outcome(None, "lost", "it was killed for want of memory", repeat=True, memory=True)
+    first = desk.scheduler.jobs["j50"].agent
+    assert first is not None
+    desk.finish(first.peer, "j50", 1, starved)
+    desk.go(50)
+    assert desk.one(e.Assign).peer == (2 if first.peer != 3 else desk.one(e.Assign).peer)
+    while desk.one(e.Assign).peer != 2:
+        desk.finish(desk.one(e.Assign).peer, "j50", desk.one(e.Assign).attempt, starved)
+        desk.go(50)
+    attempt = desk.one(e.Assign).attempt
+    desk.finish(2, "j50", attempt, starved)
+    assert desk.said(50) == [], "it waits until the largest has nothing else"
+    desk.submit(60, agent="a2")
+    assert desk.said(60) == ["TellQueued"], "which is kept free for it"
+    desk.finish(2, "j40")
+    desk.go(50)
+    assert (desk.one(e.Assign).peer, desk.one(e.Assign).memory_retry) == (2, False)
+    desk.finish(2, "j50", attempt + 1, e.Outcome(9))
+    assert desk.said(60) == ["Offer"]
+
+
+def test_an_agent_that_fails_by_itself_is_suspended_for_a_while(desk: Desk) -> None:
+    desk.agent(1)
+    for job in (50, 51, 52):
+        desk.agent(job + 50)
+        desk.submit(job, agent="a1")
+        desk.go(job)
+        desk.do(e.Rejected(1, f"j{job}", 1, "no room in /tmp", fault=True))
+    assert desk.scheduler.agents[1].suspended == "no room in /tmp"
+    desk.do(e.Disconnected(1))
+    desk.agent(2, "a1")
+    assert not desk.scheduler.agents[2].is_serving, "coming back does not help"
+    for _ in range(61):
+        desk.now += 1
+        desk.beat(2)
+    assert desk.scheduler.agents[2].is_serving
+
+
+@pytest.mark.parametrize("outcome", [e.Outcome(256), e.Outcome(None, "not_found", "cc"), e.Outcome(None, "lost", "stopped", repeat=True)])
+def test_what_a_command_does_counts_against_no_agent(desk: Desk, outcome: e.Outcome) -> None:
+    desk.agent(1)
+    for job in range(50, 60):
+        desk.run(job)
+        desk.finish(1, f"j{job}", 1, outcome)
+        desk.do(e.Disconnected(job))
+    assert desk.scheduler.agents[1].suspended == ""
 
 
 # ---- views of shared trees ----
@@ -557,6 +876,8 @@ def test_what_nobody_can_tell_leaves_everyone_behind(desk: Desk, how: str) -> No
     unlucky = desk.run(52).peer
     if how == "lost with a job":
         desk.do(e.Disconnected(unlucky))
+        desk.wait(13, 3 - unlucky)
+        desk.do(e.Disconnected(52))
     else:
         desk.finish(unlucky, "j52", outcome=e.Outcome(None, "infrastructure", "the runner of the job died"))
     desk.do(e.DrainAsked(f"a{unlucky}"))
