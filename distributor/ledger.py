@@ -49,7 +49,8 @@ class Book:
         if record.what == "made":
             return self._take(("M", at, job, json.loads(str(facts["made"])), facts["beyond"]))
         if record.what in _REQUEUED:
-            return self._take(("U", at, job, json.loads(str(facts.get("made", "[]")))))
+            made = json.loads(str(facts["made"])) if "made" in facts else list(self.live[job].made)
+            return self._take(("U", at, job, made))
         if record.what in _OVER:
             return self._take(("S", at, job, json.loads(str(facts.get("made", "null")))))
         return None
@@ -100,14 +101,15 @@ class Book:
         return past
 
 
+_TIME: Final = (int, float)
 _NAMES: Final = (list, type(None))
 _FORMS: Final[dict[str, tuple[Any, ...]]] = {
-    "E": (str, float, int, bool),
-    "A": (float, str, int, int, str, str, list, str),
-    "M": (float, str, list, str),
-    "U": (float, str, list),
-    "S": (float, str, _NAMES),
-    "T": (float,),
+    "E": (str, _TIME, int, bool),
+    "A": (_TIME, str, int, int, str, str, list, str),
+    "M": (_TIME, str, list, str),
+    "U": (_TIME, str, list),
+    "S": (_TIME, str, _NAMES),
+    "T": (_TIME,),
 }
 
 
@@ -118,7 +120,7 @@ def _lines(file: Path) -> Iterator[Line]:
             line = tuple(json.loads(b"[" + text + b"]"))
         except ValueError:
             continue
-        form = _FORMS.get(line[0], ()) if line else ()
+        form = _FORMS.get(line[0], ()) if line and isinstance(line[0], str) else ()
         if form and len(line) == len(form) + 1 and all(isinstance(value, kind) for value, kind in zip(line[1:], form, strict=True)):
             yield line
 

@@ -15,14 +15,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
-from dwrap.distributor.events import AgentSpec, Load, Peer
+from dwrap.distributor.events import AgentSpec, JobSpec, Load, Peer
 from dwrap.distributor.journal import NEVER
 from dwrap.distributor.policy import Pool, pool_of
-
-if TYPE_CHECKING:
-    from dwrap.distributor.job import Job
 
 SHORT_OF_MEMORY_BYTES = 256 * 1024 * 1024
 SHORT_OF_MEMORY_PSI_PERCENT = 20.0
@@ -102,6 +99,18 @@ class Agent:
         """Lower is better."""
         busy = (len(self.jobs) + round(self.load.foreign_cpus)) / self.spec.slots
         return busy + _LAST_RESORT if self.is_short_of_memory else busy
+
+
+class Choosy(Protocol):
+    """What there is to know of a job that not every agent of a pool will do for."""
+
+    alone: bool
+    memory_bytes: int
+    avoid: tuple[str, ...]
+    spec: JobSpec
+
+    @property
+    def id(self) -> str: ...
 
 
 _Entry: TypeAlias = tuple[float, int, Peer, int, Agent]  # score, turn, then the peer so that all have an order; the version
@@ -205,7 +214,7 @@ class Placement:
                 found = entry
         return found[4] if found else None
 
-    def best_for(self, job: Job, pools: Collection[Pool]) -> Agent | None:
+    def best_for(self, job: Choosy, pools: Collection[Pool]) -> Agent | None:
         """As `best`, for a job that not every agent will do for, or None. One that needs an agent for itself has it kept free."""
         if not (job.memory_bytes or job.alone):
             return self.best(pools, job.avoid, job.spec.agent)

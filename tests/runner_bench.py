@@ -170,6 +170,7 @@ class Bench:
         notes: bool = True,
         lease: float | None = None,
         undo: Sequence[str | Path] = (),
+        memory_retry: bool = False,
         paths: Sequence[str] = (),
         views: bool = False,
         refresh: bool = False,
@@ -179,7 +180,7 @@ class Bench:
         self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree)
         if lease is not None:
             self.runners.lease(boot_clock() + lease)
-        lists = [*(("path", path) for path in paths), *(("undo", os.fspath(path)) for path in undo)]
+        lists = [*(("path", path) for path in paths), *(("undo", os.fspath(path)) for path in undo), ("memory_retry", int(memory_retry))]
         fields = messages.encode_fields([("cwd", os.fspath(cwd or self.cwd)), *lists])
         said = dict(claims)
         streams = [(key, value) for key, value in (("stdin", stdin), ("stdout", "stream"), ("stderr", "stream")) if key not in said]
@@ -224,7 +225,7 @@ class Bench:
             self.runners.close()
         self.deaths.stop()
         assert not self.deaths.said, self.deaths.said
-        assert not self.litter(), "a temporary directory was left"
+        assert not self.litter(), f"left: {self.litter()}"
         while not is_free(self.work):
             assert time.monotonic() < deadline, "something lives still"
             time.sleep(0.005)

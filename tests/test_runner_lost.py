@@ -222,6 +222,39 @@ def test_a_command_that_was_killed_for_want_of_memory(place: Bench, narrow: Path
     place.until(lambda: place.run("false").finish().get("memory") is None)
 
 
+def starving(place: Bench, narrow: Path, script: str, **how: object) -> Job:
+    """A job whose own child `eat` is killed for want of memory, and which may be tried where there is more."""
+    eat = f"import os; open('{narrow}/cgroup.procs', 'w').write('0'); b'x' * 10**8"
+    place.until(lambda: place.run("false", memory_retry=True).finish().get("error") is None)  # no kill that was counted too late
+    return place.run("/bin/sh", "-c", f"eat() {{ python3 -c \"$0\"; }}; {script}", eat, memory_retry=True, **how)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("views", [False, True])
+def test_it_is_no_result_where_it_may_be_run_again_and_what_it_says_of_it_is_not_told(place: Bench, narrow: Path, views: bool) -> None:
+    job = starving(place, narrow, "echo before; sleep 0.4; echo x >new; eat || { echo killed; echo so >&2; exit 1; }", views=views)
+    end = job.finish()
+    assert (end.text("error"), end.number("memory"), end.number("repeat")) == ("lost", 1, 1)
+    assert job.out == {1: b"before\n", 2: b""}
+    assert (end.number("stdout_bytes"), end.number("stderr_bytes")) == (7, 0)
+
+
+@ROOT_ONLY
+def test_who_copes_with_it_is_heard(place: Bench, narrow: Path) -> None:
+    job = starving(place, narrow, "echo before; eat; echo after; echo so >&2")
+    assert job.status() == 0
+    assert job.out[1] == b"before\nafter\n"
+    assert job.out[2].endswith(b"so\n")
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("script", ["eat; head -c 100000 /dev/zero; exit 4", "echo x >old; eat; exit 4"])
+def test_who_has_been_heard_or_is_beyond_has_a_status(place: Bench, narrow: Path, script: str) -> None:
+    end = starving(place, narrow, script).finish()
+    assert os.WEXITSTATUS(end.number("status")) == 4
+    assert end.number("memory") == 1
+
+
 # ---- incarnations
 
 

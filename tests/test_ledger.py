@@ -1,0 +1,130 @@
+"""The ledger: what a restarted distributor knows, from the lines that the one before it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwrap.distributor import ledger as ledgers
+from dwrap.distributor.events import Record
+from dwrap.distributor.ledger import Ledger
+from dwrap.distributor.past import SLACK_SECONDS, Assigned, Past
+
+BOOT = "this boot"
+
+
+def record(at: float, job: str, what: str, **facts: Any) -> Record:
+    return Record(at, job, what, facts)
+
+
+def assigned(at: float, job: str, attempt: int = 1, made: tuple[str, ...] = ()) -> Record:
+    more = {"made": json.dumps(made)} if made else {}
+    return record(at, job, "assigned", attempt=attempt, uid=1000, agent="a1", incarnation="i1", **more)
+
+
+def write(folder: Path, *records: Record, epoch: int = 1, now: float = 100.0) -> None:
+    ledger = Ledger(folder, epoch, now, BOOT)
+    for one in records:
+        ledger.fold(one)
+    ledger.close()
+
+
+def read(folder: Path, epoch: int = 2, now: float = 200.0, boot: str = BOOT) -> Past:
+    ledger = Ledger(folder, epoch, now, boot)
+    ledger.close()
+    return ledger.past
+
+
+def test_what_was_assigned_is_known_until_it_is_over(tmp_path: Path) -> None:
+    over = [record(102, "gone", "cancelled"), record(103, "fetched", "done"), record(104, "fetched", "acknowledged")]
+    write(tmp_path, *(assigned(101, job) for job in ("runs", "gone", "fetched", "waits")), *over, record(105, "waits", "done"))
+    past = read(tmp_path)
+    assert past.assigned == {job: Assigned(1, "a1", "i1", 1000) for job in ("runs", "waits")}
+    assert past.epitaph("gone") is not None
+    assert past.epitaph("fetched") is not None
+    assert past.epitaph("runs") is None
+
+
+def test_what_attempts_made_is_kept_until_another_may_remove_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        assigned(101, "again"),
+        record(102, "again", "made", made=json.dumps(("/srv/o",)), beyond=""),
+        record(103, "again", "made", made="[]", beyond="it changed /srv/f"),
+        assigned(101, "waits"),
+        record(104, "waits", "lost", made=json.dumps(("/srv/p",))),
+        record(105, "waits", "offered"),
+        record(106, "waits", "unanswered"),
+        assigned(101, "left"),
+        record(107, "left", "cancelled", made=json.dumps(("/srv/q",))),
+    )
+    past = read(tmp_path)
+    assert past.assigned["again"] == Assigned(1, "a1", "i1", 1000, ("/srv/o",), "it changed /srv/f")
+    assert past.assigned["waits"] == Assigned(1, None, "i1", 1000, ("/srv/p",))
+    left = past.epitaph("left")
+    assert left is not None
+    assert (left.safe, left.undo) == (True, ("/srv/q",))
+
+
+def test_only_jobs_of_known_epochs_can_be_told_to_be_new(tmp_path: Path) -> None:
+    write(tmp_path, assigned(101, "known"), record(102, "known", "failed"))
+    past = read(tmp_path)
+    assert past.was_never_assigned("new", 1, 150)
+    assert past.was_never_assigned("new", 2, 150)
+    assert not past.was_never_assigned("new", 7, 150)
+    assert not past.was_never_assigned("known", 1, 150)
+
+
+@pytest.mark.parametrize(("now", "lived_at", "until"), [(103.0, 102.0, 115.0), (200.0, 102.0, 204.0)])
+def test_leases_run_on_over_a_restart(tmp_path: Path, now: float, lived_at: float, until: float) -> None:
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger.lives(lived_at)
+    ledger.lives(lived_at + 0.5)
+    ledger.close()
+    assert read(tmp_path, now=now).recover_until == until
+
+
+def test_another_boot_ends_everything(tmp_path: Path) -> None:
+    write(tmp_path, assigned(101, "runs"))
+    past = read(tmp_path, boot="the next boot")
+    assert past == Past(200.0, frozenset({2}), 213.0)
+
+
+@pytest.mark.parametrize("cut", range(1, 44, 4))
+def test_a_line_that_was_cut_costs_itself_only(tmp_path: Path, cut: int) -> None:
+    write(tmp_path, assigned(101, "first"), assigned(102, "second"))
+    file = tmp_path / "assignments"
+    file.write_bytes(file.read_bytes()[:-cut])
+    past = read(tmp_path)
+    assert past.assigned.keys() == {"first"} | ({"second"} if cut == 1 else set())
+    assert read(tmp_path, epoch=3).assigned == past.assigned
+
+
+@pytest.mark.parametrize("line", [b'"A",1', b'"A","x","j",1,1,"a","i",[],""', b"[]", b"\xff\xfe", b'"Z",1', b'{"A":1}', b'"E",1,2,3,true'])
+def test_damaged_lines_are_skipped(tmp_path: Path, line: bytes) -> None:
+    write(tmp_path, assigned(101, "runs"))
+    with (tmp_path / "assignments").open("ab") as file:
+        file.write(line + b"\n")
+    assert read(tmp_path).assigned.keys() == {"runs"}
+
+
+def test_it_is_begun_anew_when_it_is_large_and_forgets_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "MAX_BYTES", 2_000)
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger.fold(assigned(101, "long"))
+    ledger.fold(record(102, "long", "made", made=json.dumps(("/srv/o",)), beyond=""))
+    for number in range(200):
+        ledger.fold(assigned(110 + number, f"job{number}"))
+        ledger.fold(record(110 + number, f"job{number}", "cancelled"))
+    ledger.close()
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 6_000
+    past = read(tmp_path, now=400.0)
+    assert past.assigned == {"long": Assigned(1, "a1", "i1", 1000, ("/srv/o",))}
+    assert past.epitaph("job199") is not None
+    assert past.epitaph("job0") is None
+    assert 110 < past.forgotten_at < 310
+    assert not past.was_never_assigned("job0", 1, past.forgotten_at - 1)
+    assert past.was_never_assigned("new", 1, past.forgotten_at + SLACK_SECONDS + 1)
