@@ -5,6 +5,8 @@
 
 #include "wrapper/link.h"
 
+enum { ATTACH_MOST_MS = 1000 };
+
 /* `used_ms` of the patience are gone. Time counts from the moment from which nothing was heard any more, and until the first word over a
  * new connection; time in which we were stopped does not. */
 struct absence {
@@ -23,7 +25,6 @@ struct absence {
 void absence_begin(struct absence *a, struct link *l, int64_t silent_ms);
 
 /* Connects anew if it is time to. True when the connection is there. Takes ATTACH_MOST_MS at most. */
-enum { ATTACH_MOST_MS = 1000 };
 bool absence_try(struct absence *a, struct link *l);
 
 /* Something was heard: whoever speaks there knows of the job. */
