@@ -72,12 +72,12 @@ class Farm:
         self.directory = directory
         self._log = (directory / "farm.log").open("ab")
         self._roots = roots
-        listen = listen or (f"ipc://{directory}/distributor.sock", "tcp://127.0.0.1:0")
-        arguments = [word for address in listen for word in ("--listen", address)]
+        self.addresses = list(listen or (f"ipc://{directory}/distributor.sock", "tcp://127.0.0.1:0"))
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
-        self.distributor = self._start(["dwrap-distributor", *arguments, "--http", "127.0.0.1:0", "--state", str(directory / "state")])
+        self._commands: dict[str, tuple[list[str], Sequence[str]]] = {}
+        self.distributor = self._start_distributor()
         try:
-            self.addresses = ready_line(self.distributor)
+            self.addresses = [word for word in ready_line(self.distributor) if not word.startswith("http")]
             for number in range(agents):
                 self._start_agent(f"agent-{number + 1}", slots)
             for agent in self.agents.values():
@@ -95,6 +95,21 @@ class Farm:
         """The address of that carrier: `tcp` or `ipc`."""
         return next(one for one in self.addresses if one.startswith(f"{carrier}:"))
 
+    def _start_distributor(self) -> subprocess.Popen[bytes]:
+        arguments = [word for address in self.addresses for word in ("--listen", address)]
+        return self._start(["dwrap-distributor", *arguments, "--http", "127.0.0.1:0", "--state", str(self.directory / "state")])
+
+    def restart_distributor(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Ends the distributor with this signal, and starts another at the same addresses, which is not waited for."""
+        _end(self.distributor, number)
+        self.distributor = self._start_distributor()
+
+    def restart_agent(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """The same for an agent."""
+        _end(self.agents[name], number)
+        argv, under = self._commands[name]
+        self.agents[name] = self._start(argv, under)
+
     def add_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start an agent and wait until it is registered. `under` is a command that starts it in surroundings of its own."""
         self._start_agent(name, slots, *more, under=under)
@@ -104,7 +119,9 @@ class Farm:
     def _start_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> None:
         roots = [word for root in self._roots for word in ("--root", root)]
         allow = ["--allow-root"] if os.getuid() == 0 else []
-        self.agents[name] = self._start(["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more], under)
+        argv = ["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more]
+        self._commands[name] = argv, under
+        self.agents[name] = self._start(argv, under)
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment in which a wrapper uses this farm and nothing else."""
@@ -159,6 +176,13 @@ class Farm:
             stderr=self._log,
             env={**os.environ, "PATH": path},
         )
+
+
+def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    process.send_signal(number)
+    process.wait(timeout=10)
+    if process.stdout:
+        process.stdout.close()
 
 
 def query(address: str, what: str, **fields: str) -> Any:

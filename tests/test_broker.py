@@ -267,13 +267,40 @@ def test_the_end_of_a_submitter_kills_its_job(house: House) -> None:
     assert house.peer().ask(what="why", job=job)["record"]["outcome"] == "cancelled"
 
 
-def test_the_end_of_an_agent_fails_its_jobs_at_once(house: House) -> None:
-    agent = house.agent()
-    peer, _ = house.running(agent)
+def test_the_end_of_an_agent_is_noticed_at_once_and_its_return_too(house: House) -> None:
+    agent = house.agent("a1", incarnation="i1")
+    peer, job = house.running(agent)
     agent.close()
-    failed = peer.hear("FAILED")
-    assert failed.number("safe") == 0
-    assert "a1 was lost" in failed.text("reason")
+    back = house.agent("a1", incarnation="i2", former="i1", kept=f"{job}:1:{os.getuid()}")
+    assert peer.hear("RESUME").text("job") == job
+    say = {"job": job, "version": 1, "cwd": "/srv", "command": "cc", "build": "b", "attempt": 1, "epoch": 42, "go_ms": 5}
+    say |= {"stdout": 0, "stderr": 0, "stdout_limit": 65_536, "stderr_limit": 65_536}
+    peer.say("ATTACH", **say)
+    peer.say("ATTACH", stamp=peer.hear("PROVE").text("stamp"), **say)
+    assert back.hear("ATTACH").number("stdout_limit") == 65_536
+    back.say("CREDIT", job=job, attempt=1, stream="stdin", limit=0, received=0)
+    assert peer.hear("CREDIT").number("received") == 0
+    back.say("RESULT", job=job, attempt=1, error="lost", reason="its agent died", repeat=1, made="/srv/o")
+    assert back.hear("ACK").text("job") == job
+    peer.say("GO", b"cc\0", b"", job=job, stamp=peer.hear("OFFER").text("stamp"))
+    assign = back.hear("ASSIGN")
+    assert (assign.number("attempt"), assign.text("undo")) == (2, "/srv/o")
+    back.say("MADE", job=job, attempt=2, seq=1, path="/srv/o", ask=1)
+    assert back.hear("NOTED").number("seq") == 1
+    back.say("RESULT", job=job, attempt=2, status=0)
+    assert peer.hear("RESULT").number("status") == 0
+
+
+def test_a_job_is_not_claimed_without_its_stamp(house: House) -> None:
+    agent = house.agent()
+    peer, job = house.running(agent)
+    thief = house.peer()
+    say = {"job": job, "version": 1, "cwd": "/srv", "command": "cc", "build": "b", "attempt": 1, "epoch": 42, "go_ms": 5}
+    say |= {"stdout": 0, "stderr": 0, "stdout_limit": 65_536, "stderr_limit": 65_536}
+    thief.say("ATTACH", stamp="guessed", **say)
+    assert thief.hear("PROVE").text("job") == job
+    agent.say("RESULT", job=job, attempt=1, status=0)
+    assert peer.hear("RESULT").number("status") == 0
 
 
 def test_a_rejected_job_is_offered_again(house: House) -> None:
