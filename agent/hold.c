@@ -1,21 +1,41 @@
-/* Output that is held back for a moment: a command that fails at once may be run again as long as nobody has seen a word of it.
- * Knows bytes and a time; does not know why a command is run again. */
+/* Output that is held back: for a moment, as long as nobody has seen a word of a command that may be run again because it fails at
+ * once; or late, what a command says that may have been killed. Knows bytes and a time; does not know why a command is run again. */
 #include "agent/runner.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define HOLD_MS 250
+#define LATE_MS 2000
+
+static bool make_room(struct hold *hold)
+{
+    for (int stream = 1; stream <= 2; stream++)
+        if (!hold->data[stream] && !(hold->data[stream] = malloc(HOLD_BYTES)))
+            return false;
+    return true;
+}
 
 void hold_start(struct hold *hold, const struct spec *spec)
 {
+    hold->late = false;
     hold->open = spec->views && spec->stdio[1] != STDIO_TTY && spec->stdio[2] != STDIO_TTY;
     hold->until_ms = 0;
-    for (int stream = 1; stream <= 2; stream++) {
-        hold->size[stream] = 0;
-        if (hold->open && !hold->data[stream])
-            hold->data[stream] = malloc(HOLD_BYTES);
-        hold->open &= hold->data[stream] != NULL;
-    }
+    hold->size[1] = hold->size[2] = 0;
+    hold->open = hold->open && make_room(hold);
+}
+
+bool hold_late(struct hold *hold, int64_t now_ms)
+{
+    hold->late = hold->open = make_room(hold);
+    hold->until_ms = now_ms + LATE_MS;
+    return hold->open;
+}
+
+void hold_add(struct hold *hold, int stream, const char *piece, size_t size)
+{
+    memcpy(hold->data[stream], piece, size); /* nothing was held, and a packet holds no more */
+    hold->size[stream] = size;
 }
 
 void hold_release(struct hold *hold) { hold->open = false; }

@@ -148,11 +148,23 @@ static void give_up_failed_start(struct run *run)
     run->failure = (struct failure){0};
 }
 
+/* Was it killed for want of memory, as far as can be told, and may it be run where there is more? Only if nobody has heard it say so. */
+static bool is_starved(const struct run *run)
+{
+    bool quiet = run->hold.open || !run->starved;
+    return run->spec.memory_retry && !run->lost && run->main_ended && run->status != 0 && quiet && repeat_is_possible(&run->trace.repeat) &&
+           starved_since(run->spec.oom);
+}
+
 static void finish(struct run *run)
 {
     struct outputs outputs = {.word = "coherent"};
     static struct report report;
     give_up_failed_start(run);
+    if (is_starved(run)) {
+        run->lost = "the kernel killed for want of memory while it ran";
+        drop_held(run);
+    }
     deliver_held(run);
     int64_t before_ms = now_ms();
     if (!run->main_ended)

@@ -198,7 +198,7 @@ static void send_credit(struct run *run)
 bool is_untouched(const struct run *run)
 {
     const struct output *out = run->streams.out;
-    return !run->meddled && !run->orphaned && (run->hold.open || (out[1].sent == 0 && out[2].sent == 0)) && input_taken(&run->streams.in) == 0;
+    return !run->meddled && !run->orphaned && ((run->hold.open && !run->hold.late) || (out[1].sent == 0 && out[2].sent == 0)) && input_taken(&run->streams.in) == 0;
 }
 
 /* Sends what was held back, once it is no longer. */
@@ -209,7 +209,7 @@ static void send_held(struct run *run)
         if (size == 0 || run->control.stashed)
             continue;
         run->hold.size[stream] = 0;
-        if (!control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, 0}, run->hold.data[stream], size))
+        if (!control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, run->streams.out[stream].sent - size}, run->hold.data[stream], size))
             lose_agent(run);
     }
 }
@@ -221,13 +221,25 @@ static bool may_read_output(const struct run *run, uint32_t stream)
     return run->hold.open || (!run->control.stashed && run->hold.size[stream] == 0);
 }
 
+/* Is what the command says from here on not to be told, because it may have been killed? Asked once for each piece, after it was
+ * read: a process that is killed is counted before anybody can say so. */
+static bool begins_to_starve(struct run *run)
+{
+    if (!run->spec.memory_retry || run->starved || !repeat_is_possible(&run->trace.repeat) || !starved_since(run->spec.oom))
+        return false;
+    run->starved = true;
+    return true;
+}
+
 static ssize_t relay_piece(struct run *run, uint32_t stream)
 {
     static char piece[MAX_PACKET_BYTES - sizeof(struct packet)];
     struct output *out = &run->streams.out[stream];
     uint64_t offset = out->sent;
     ssize_t size = output_read(out, piece, sizeof piece);
-    if (size > 0 && !run->orphaned && !control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, offset}, piece, (size_t)size))
+    if (size > 0 && !out->tty && begins_to_starve(run) && hold_late(&run->hold, now_ms()))
+        hold_add(&run->hold, (int)stream, piece, (size_t)size);
+    else if (size > 0 && !run->orphaned && !control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, offset}, piece, (size_t)size))
         lose_agent(run);
     return size;
 }
@@ -250,7 +262,7 @@ static int64_t hold_deadline(const struct run *run) { return run->hold.open && !
 static void keep_time(struct run *run)
 {
     int64_t hold = hold_deadline(run), now = now_ms();
-    if (hold != 0 && now >= hold)
+    if (hold != 0 && now >= hold && !(begins_to_starve(run) && hold_late(&run->hold, now)))
         hold_release(&run->hold);
     if (run->deadline_ms != 0 && now >= run->deadline_ms)
         enter(run, run->phase == GRACE ? TERMINATING : KILLING);
@@ -374,6 +386,14 @@ void send_stashed(struct control *control)
         struct pollfd room = {control->fd, POLLOUT, 0};
         if (control->stashed)
             poll(&room, 1, -1);
+    }
+}
+
+void drop_held(struct run *run)
+{
+    for (int stream = 1; stream <= 2; stream++) {
+        run->streams.out[stream].sent -= run->hold.size[stream];
+        run->hold.size[stream] = 0;
     }
 }
 

@@ -30,6 +30,9 @@ static const char *exec_error_word(int error)
     return error == ENOENT || error == ENOTDIR ? "not_found" : "not_executable";
 }
 
+/* No room is no trouble of this agent's own. */
+static bool is_full(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+
 static void add_outcome(struct run *run, struct report *report, const struct outputs *outputs)
 {
     const struct failure *failure = &run->failure;
@@ -41,27 +44,14 @@ static void add_outcome(struct run *run, struct report *report, const struct out
         add(report, "error=%s%creason=cannot run %.400s: %s", exec_error_word(failure->error), 0, run->spec.argv[0],
             strerror(failure->error));
     else if (outputs->error)
-        add(report, "error=infrastructure%creason=an output could not be stored: %s: %s", 0, outputs->path, strerror(outputs->error));
+        add(report, "error=infrastructure%cfault=%d%creason=an output could not be stored: %s: %s", 0, !is_full(outputs->error), 0, outputs->path,
+            strerror(outputs->error));
     else if (run->wrong)
         add(report, "error=infrastructure%creason=it failed while this agent's view of %.400s was stale; run it again", 0, run->spec.cwd);
     else if (!run->main_ended)
-        add(report, "error=infrastructure%creason=the job's process tree was lost", 0);
+        add(report, "error=infrastructure%cfault=1%creason=the job's process tree was lost", 0, 0);
     else
         add(report, "status=%d", run->status);
-}
-
-/* How often the kernel has killed for want of memory; 0 when it does not say. */
-static uint64_t count_memory_kills(void)
-{
-    char line[128];
-    unsigned long long count = 0;
-    FILE *counters = fopen("/proc/vmstat", "re");
-    while (counters && count == 0 && fgets(line, sizeof line, counters))
-        if (sscanf(line, "oom_kill %llu", &count) != 1)
-            count = 0;
-    if (counters)
-        fclose(counters);
-    return count;
 }
 
 /* A name as it is, whatever bytes are in it. */
@@ -78,7 +68,7 @@ static void add_repeat(struct run *run, struct report *report)
     const struct repeat *repeat = &run->trace.repeat;
     if (run->emptied && repeat_is_possible(repeat))
         add(report, "repeat=1");
-    if (run->main_ended && run->status != 0 && count_memory_kills() > run->spec.oom)
+    if (run->main_ended && run->status != 0 && starved_since(run->spec.oom))
         add(report, "memory=1");
     for (size_t i = 0; i < repeat->made.count && i < repeat->cleared; i++)
         add_made(report, repeat->made.paths[i].path);

@@ -26,6 +26,7 @@ struct run {
     bool meddled;    /* a signal, a kill or a closed stream came: it cannot be started again as if nothing had been */
     bool start_over; /* its tree is being killed in order to start it again */
     bool reran;
+    bool starved;    /* the kernel has killed since its start, and what it says since then is held back, or was told */
     bool wrong;      /* it failed while the view was stale, and cannot be run again here */
     unsigned stale;
     const char *note; /* on the record, or NULL */
@@ -50,8 +51,9 @@ void relay(struct run *run);
 bool is_untouched(const struct run *run);
 /* Waits until what has no room in the socket is on its way. */
 void send_stashed(struct control *control);
-/* What was held back goes out before anything else is told. */
+/* What was held back goes out before anything else is told, or is not told at all. */
 void deliver_held(struct run *run);
+void drop_held(struct run *run);
 
 /* ---- runfile.c: what outlives the agent ---- */
 

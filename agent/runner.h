@@ -67,6 +67,7 @@ struct spec {
     const char *job, *cwd, *work;
     const char *run; /* the file for the result; "": none */
     uint64_t oom;    /* how often the kernel had killed for want of memory before */
+    bool memory_retry; /* if it is killed for want of memory, that is no result yet */
     uid_t uid;
     gid_t gid, *groups;
     size_t group_count;
@@ -201,6 +202,7 @@ enum { HOLD_BYTES = 32 * 1024 };
 
 struct hold {
     bool open;        /* what comes is still held back */
+    bool late;        /* only what came after the kernel had killed for want of memory */
     int64_t until_ms; /* 0: nothing has come */
     char *data[3];    /* 1 and 2 are used */
     size_t size[3];   /* held, or on its way out once it is no longer open */
@@ -208,8 +210,17 @@ struct hold {
 
 void hold_start(struct hold *hold, const struct spec *spec);
 void hold_release(struct hold *hold);
+/* Holds back what comes from now on, for long enough that a command whose process was killed has ended. False without room. */
+bool hold_late(struct hold *hold, int64_t now_ms);
+/* The first of it. */
+void hold_add(struct hold *hold, int stream, const char *piece, size_t size);
 /* As output_read, into it; it opens when it is full. */
 ssize_t hold_read(struct hold *hold, struct output *out, int stream, int64_t now_ms);
+
+/* ---- starved.c: the kernel kills for want of memory ---- */
+
+/* Has it, anything on this machine, since the agent counted before the start? */
+bool starved_since(uint64_t count);
 
 /* ---- control.c: packets to and from the agent ---- */
 

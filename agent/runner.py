@@ -285,7 +285,8 @@ class Runners:
         own: list[tuple[str, Value]] = [("job", job), ("env", f"DWRAP_JOB={job}"), ("cwd", start.fields.need("cwd")), *self._fixed]
         own += [("run", os.fspath(self._path(start.key))), ("oom", self._memory_kills.count())]
         own += [(word, path) for word in ("path", "undo") for path in start.fields.all(word)]
-        own += [(word, 1) for word, is_wanted in (("views", start.views), ("refresh", start.refresh)) if is_wanted]
+        wanted = (("views", start.views), ("refresh", start.refresh), ("memory_retry", start.fields.flag("memory_retry")))
+        own += [(word, 1) for word, is_wanted in wanted if is_wanted]
         if identity.become:
             own += [("uid", identity.uid), ("gid", identity.gid), *(("group", group) for group in identity.groups)]
         sections = [messages.encode_fields(own), start.claims, start.argv, start.env, start.seen, start.journal]

@@ -32,6 +32,7 @@ static void add_root(struct spec *s, const char *v) { s->roots[s->root_count++] 
 static void add_path(struct spec *s, const char *v) { s->paths[s->path_count++] = v; }
 static void add_undo(struct spec *s, const char *v) { s->undo[s->undo_count++] = v; }
 static void set_run(struct spec *s, const char *v) { s->run = v; }
+static void set_memory_retry(struct spec *s, const char *v) { s->memory_retry = strcmp(v, "1") == 0; }
 static void set_oom(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->oom); }
 static void set_tree(struct spec *s, const char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
 static void set_views(struct spec *s, const char *v) { s->views = strcmp(v, "1") == 0; }
@@ -93,7 +94,8 @@ static void add_limit(struct spec *s, const char *v)
 static const struct setter agents_word[] = {
     {"job", set_job}, {"cwd", set_cwd}, {"work", set_work}, {"uid", set_uid}, {"gid", set_gid}, {"group", add_group},
     {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"views", set_views},
-    {"refresh", set_refresh}, {"env", set_variable}, {"run", set_run}, {"oom", set_oom}, {"undo", add_undo}, {NULL, NULL}};
+    {"refresh", set_refresh}, {"env", set_variable}, {"run", set_run}, {"oom", set_oom},
+    {"memory_retry", set_memory_retry}, {"undo", add_undo}, {NULL, NULL}};
 
 static const struct setter claims[] = {
     {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},

@@ -1,6 +1,7 @@
-"""What it costs a compilation to be heard: `gcc -c` of a C file on a runner that records what it writes, beside one that does not.
+"""What views cost a compilation: `gcc -c` of a C file on a runner that records what it writes, and lets it make nothing before that is
+noted, beside one that only hears whether it may be run again.
 
-The runner is driven as an agent drives it; both sides run on a local disk, so that only the recorder is measured.
+The runner is driven as an agent drives it, and is answered at once; both sides run on a local disk, so that only the runner is measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from figures import heading, interleaved, median, row
 
 from dwrap.agent.accounts import Identity
-from dwrap.agent.events import Kind, Start
+from dwrap.agent.events import Kind, Start, Tell
 from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.protocol import messages
 
@@ -72,6 +73,8 @@ class Compiler:
             packet = runner._socket.recv(65_536)
             kind = int.from_bytes(packet[:4], sys.byteorder)
             manifest |= kind == Kind.MANIFEST
+            if kind == Kind.MADE and views:
+                runner.tell(Tell(runner.key, Kind.NOTED, number=int.from_bytes(packet[8:16], sys.byteorder)))
             if kind == Kind.ENDED or not packet:
                 break
         took = time.perf_counter() - started
@@ -79,6 +82,8 @@ class Compiler:
             sys.exit("benchmark: gcc -c one.c failed, or was not heard; run it by hand")
         runner.close()
         self.runners.reap()
+        self.runners.forget(runner.key)
+        (self.folder / "one.o").unlink()
         return took
 
 
@@ -89,13 +94,13 @@ def main() -> None:
         compiler = Compiler(folder)
         for _ in range(3):
             compiler.seconds(views=True)
-        heard, unheard = interleaved(PAIRS, lambda: compiler.seconds(views=True), lambda: compiler.seconds(views=False))
-        ratio = median([ours / other for ours, other in zip(heard, unheard, strict=True)])
+        with_views, without = interleaved(PAIRS, lambda: compiler.seconds(views=True), lambda: compiler.seconds(views=False))
+        ratio = median([ours / other for ours, other in zip(with_views, without, strict=True)])
         compiler.runners.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    beside = f"unheard {median(unheard) * 1e3:.1f} ms"
-    row("`gcc -c`, heard by the recorder", f"{median(heard) * 1e3:.1f} ms, ratio {ratio:.3f}", beside, f"≤ {BUDGET}", kept=ratio <= BUDGET)
+    beside = f"without {median(without) * 1e3:.1f} ms"
+    row("`gcc -c`, with views", f"{median(with_views) * 1e3:.1f} ms, ratio {ratio:.3f}", beside, f"≤ {BUDGET}", kept=ratio <= BUDGET)
 
 
 if __name__ == "__main__":
