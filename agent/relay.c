@@ -1,8 +1,7 @@
 /* The runner's loop: relays the command's streams, hears what it does, tells the agent, keeps the time limits, ends its tree.
  * Knows packets, phases and limits; does not know what comes before the command or after its tree (main.c).
  *
- * What the agent must know of the command goes out before the call that makes it true goes on; with `views` the distributor must
- * have noted it too. When the lease is over, or the agent is gone, a job that may be run again ends at once. Another is let finish,
+ * What the distributor must know of the command it has noted before the call that makes it true goes on. When the lease is over, or the agent is gone, a job that may be run again ends at once. Another is let finish,
  * so that no file of its user's is left half-written: nobody hears it any more, and BEYOND_SECONDS after the lease it ends too. */
 #include "agent/run.h"
 
@@ -110,10 +109,8 @@ static void send_facts(struct run *run)
     char field[PATH_ROOM + 8];
     while (repeat->sent < repeat_facts(repeat) && !run->control.stashed && !run->orphaned) {
         size_t size = repeat_fact(repeat, ++repeat->sent, field);
-        if (!control_send(&run->control, (struct packet){PACKET_MADE, run->spec.views, repeat->sent}, field, size))
+        if (!control_send(&run->control, (struct packet){PACKET_MADE, 1, repeat->sent}, field, size))
             lose_agent(run);
-        else if (!run->spec.views)
-            clear_facts(run, repeat->sent);
     }
 }
 
