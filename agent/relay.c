@@ -1,8 +1,9 @@
 /* The runner's loop: relays the command's streams, hears what it does, tells the agent, keeps the time limits, ends its tree.
  * Knows packets, phases and limits; does not know what comes before the command or after its tree (main.c).
  *
- * What the distributor must know of the command it has noted before the call that makes it true goes on. When the lease is over, or the agent is gone, a job that may be run again ends at once. Another is let finish,
- * so that no file of its user's is left half-written: nobody hears it any more, and BEYOND_SECONDS after the lease it ends too. */
+ * What the distributor must know of the command it has noted before the call that makes it true goes on. When the lease is over, or
+ * the agent is gone, a job that may be run again ends at once. Another is let finish, so that no file of its user's is left
+ * half-written: nobody hears it any more, and BEYOND_SECONDS after the lease it ends too. */
 #include "agent/run.h"
 
 #include <poll.h>
@@ -195,7 +196,8 @@ static void send_credit(struct run *run)
 bool is_untouched(const struct run *run)
 {
     const struct output *out = run->streams.out;
-    return !run->meddled && !run->orphaned && ((run->hold.open && !run->hold.late) || (out[1].sent == 0 && out[2].sent == 0)) && input_taken(&run->streams.in) == 0;
+    bool unheard = (run->hold.open && !run->hold.late) || (out[1].sent == 0 && out[2].sent == 0);
+    return unheard && !run->meddled && !run->orphaned && input_taken(&run->streams.in) == 0;
 }
 
 /* Sends what was held back, once it is no longer. */
@@ -206,7 +208,8 @@ static void send_held(struct run *run)
         if (size == 0 || run->control.stashed)
             continue;
         run->hold.size[stream] = 0;
-        if (!control_send(&run->control, (struct packet){PACKET_OUTPUT, stream, run->streams.out[stream].sent - size}, run->hold.data[stream], size))
+        struct packet head = {PACKET_OUTPUT, stream, run->streams.out[stream].sent - size};
+        if (!control_send(&run->control, head, run->hold.data[stream], size))
             lose_agent(run);
     }
 }

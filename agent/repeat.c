@@ -45,7 +45,8 @@ uint64_t repeat_facts(const struct repeat *repeat) { return repeat->made.count +
 size_t repeat_fact(const struct repeat *repeat, uint64_t number, char out[PATH_ROOM + 8])
 {
     bool name = number <= repeat->made.count;
-    return (size_t)snprintf(out, PATH_ROOM + 8, "%s=%s", name ? "path" : "beyond", name ? repeat->made.paths[number - 1].path : repeat->beyond) + 1;
+    const char *value = name ? repeat->made.paths[number - 1].path : repeat->beyond;
+    return (size_t)snprintf(out, PATH_ROOM + 8, "%s=%s", name ? "path" : "beyond", value) + 1;
 }
 
 bool repeat_is_possible(const struct repeat *repeat) { return !repeat->beyond[0] || repeat->cleared <= repeat->made.count; }
@@ -83,8 +84,13 @@ static enum standing standing_of(const char *path, mode_t *kind)
 {
     struct stat st;
     *kind = 0;
-    if (lstat(path, &st) != 0)
-        return errno == ENOENT || errno == ENOTDIR ? ABSENT : errno == EACCES || errno == ELOOP || errno == ENAMETOOLONG ? UNREACHABLE : UNKNOWN;
+    errno = 0;
+    if (lstat(path, &st) != 0 && (errno == ENOENT || errno == ENOTDIR))
+        return ABSENT;
+    if (errno == EACCES || errno == ELOOP || errno == ENAMETOOLONG)
+        return UNREACHABLE;
+    if (errno != 0)
+        return UNKNOWN;
     *kind = st.st_mode & S_IFMT;
     return S_ISLNK(st.st_mode) ? LINK : THERE;
 }

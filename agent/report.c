@@ -44,8 +44,8 @@ static void add_outcome(struct run *run, struct report *report, const struct out
         add(report, "error=%s%creason=cannot run %.400s: %s", exec_error_word(failure->error), 0, run->spec.argv[0],
             strerror(failure->error));
     else if (outputs->error)
-        add(report, "error=infrastructure%cfault=%d%creason=an output could not be stored: %s: %s", 0, !is_full(outputs->error), 0, outputs->path,
-            strerror(outputs->error));
+        add(report, "error=infrastructure%cfault=%d%creason=an output could not be stored: %s: %s", 0, !is_full(outputs->error), 0,
+            outputs->path, strerror(outputs->error));
     else if (run->wrong)
         add(report, "error=infrastructure%creason=it failed while this agent's view of %.400s was stale; run it again", 0, run->spec.cwd);
     else if (!run->main_ended)

@@ -10,10 +10,10 @@
  *   agent to runner   INPUT  number=offset, payload=bytes of stdin; no payload: end of file
  *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number
  *                     KILL number=1: the agent ends it, 0: its submitter is gone
- *                     NOTED number=seq (the distributor knows all that MADE told up to it)
+ *                     NOTED number=seq (the distributor knows all that MADE told up to it: the calls that wait for it go on)
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
  *                     APPLIED (the view agrees with the spec's entries)    MANIFEST payload=entries (all before ENDED)
- *                     MADE number=seq (1, 2, ...), stream=1 when it waits for NOTED, payload=a field `path` or `beyond`
+ *                     MADE number=seq (1, 2, ...), stream=1: it waits for NOTED, payload=a field `path` or `beyond`
  *                     REJECTED payload=reason (nothing was started), number=1 when it is the agent's own trouble
  *                     ENDED payload=the fields of RESULT
  * End of file on it means that the agent is gone: a job that may be run again is killed, another is let finish unheard (relay.c).
@@ -299,7 +299,7 @@ bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
 struct repeat {
     struct record made;
     char beyond[MAX_REASON]; /* why there can be no other attempt; "": there can */
-    uint64_t sent, cleared;  /* how many facts were sent; how many are known to whoever must know, so that their calls go on */
+    uint64_t sent, cleared;  /* how many facts were sent; how many were noted, so that their calls go on */
 };
 
 uint64_t repeat_facts(const struct repeat *repeat);

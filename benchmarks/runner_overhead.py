@@ -1,5 +1,5 @@
-"""What views cost a compilation: `gcc -c` of a C file on a runner that records what it writes, and lets it make nothing before that is
-noted, beside one that only hears whether it may be run again.
+"""What views cost a compilation: `gcc -c` of a C file on a runner that records what it writes, beside one that only hears whether it
+may be run again.
 
 The runner is driven as an agent drives it, and is answered at once; both sides run on a local disk, so that only the runner is measured.
 """
@@ -73,7 +73,7 @@ class Compiler:
             packet = runner._socket.recv(65_536)
             kind = int.from_bytes(packet[:4], sys.byteorder)
             manifest |= kind == Kind.MANIFEST
-            if kind == Kind.MADE and views:
+            if kind == Kind.MADE:
                 runner.tell(Tell(runner.key, Kind.NOTED, number=int.from_bytes(packet[8:16], sys.byteorder)))
             if kind == Kind.ENDED or not packet:
                 break

@@ -85,7 +85,7 @@ def test_but_not_for_ever(place: Bench) -> None:
 
 
 def test_nothing_is_let_go_on_after_the_lease(place: Bench) -> None:
-    job = place.start(sh("echo x >new; echo y >newer"), views=True, notes=False, lease=0.4)
+    job = place.start(sh("echo x >new; echo y >newer"), notes=False, lease=0.4)
     job.until(lambda: job.facts)
     with pytest.raises(TimeoutError):
         place.until(lambda: False, 0.5)

@@ -76,7 +76,7 @@ def check(bench: Bench, job: Job, names: str, why: str) -> None:
 def test_what_may_be_run_again(place: Bench, script: str, names: str, views: bool) -> None:
     job = place.run(*sh(script + "\n:"), views=views)
     check(place, job, names, "")
-    assert job.asked == (views and names != "")
+    assert job.asked == (names != "")
 
 
 @pytest.mark.parametrize("views", [False, True])
@@ -164,7 +164,7 @@ def test_a_command_that_is_not_heard_begins_once_that_is_known(place: Bench) -> 
     wrapped.write_text(f"#!{sys.executable}\n{refuse}\nos.execv({str(place.program)!r}, sys.argv)\n")
     wrapped.chmod(0o755)
     place.program = wrapped
-    job = place.start(sh("echo x >new; echo up"), views=True, notes=False)
+    job = place.start(sh("echo x >new; echo up"), notes=False)
     job.until(lambda: job.facts)
     assert stays(job, lambda: not job.out[1] and not (place.cwd / "new").exists())
     job.tell(Kind.NOTED, 0, 1)
@@ -182,7 +182,7 @@ def stays(job: Job, fact: object, seconds: float = 0.2) -> bool:
 
 
 def test_calls_wait_until_what_they_make_is_noted(place: Bench) -> None:
-    job = place.start(sh("echo x >new; echo 1; echo y >newer; echo 2; echo z >old; echo 3"), views=True, notes=False)
+    job = place.start(sh("echo x >new; echo 1; echo y >newer; echo 2; echo z >old; echo 3"), notes=False)
     for seq, name in ((1, "new"), (2, "newer"), (3, None)):
         job.until(lambda seq=seq: len(job.facts) == seq)  # type: ignore[misc]
         job.tell(Kind.NOTED, 0, seq + 5)  # of nothing that was told
@@ -196,7 +196,7 @@ def test_calls_wait_until_what_they_make_is_noted(place: Bench) -> None:
 
 def test_others_wait_too(place: Bench) -> None:
     """A name that another process is about to make is not this one's either before it is noted."""
-    job = place.start(sh("(echo x >>new; echo 1) & (echo x >>new; echo 2) & wait"), views=True, notes=False)
+    job = place.start(sh("(echo x >>new; echo 1) & (echo x >>new; echo 2) & wait"), notes=False)
     job.until(lambda: job.facts)
     assert stays(job, lambda: not (place.cwd / "new").exists())
     job.tell(Kind.NOTED, 0, 1)
@@ -205,7 +205,7 @@ def test_others_wait_too(place: Bench) -> None:
 
 
 def test_what_was_not_let_go_on_was_not_made(place: Bench) -> None:
-    job = place.start(sh("echo x >new; echo y >newer"), views=True, notes=False)
+    job = place.start(sh("echo x >new; echo y >newer"), notes=False)
     job.until(lambda: job.facts)
     job.tell(Kind.NOTED, 0, 1)
     job.until(lambda: len(job.facts) == 2)
@@ -217,12 +217,13 @@ def test_what_was_not_let_go_on_was_not_made(place: Bench) -> None:
 
 
 def test_nothing_is_lost_or_out_of_order_while_the_agent_does_not_read(place: Bench) -> None:
-    script = "head -c 60000 /dev/zero; head -c 60000 /dev/zero >&2; for i in $(seq 250); do : >f$i; done"
+    """As many processes wait as there are names: their facts do not fit into the socket."""
+    script = "head -c 60000 /dev/zero; head -c 60000 /dev/zero >&2; for i in $(seq 250); do : >f$i & done; wait"
     job = place.start(sh(script))
     with pytest.raises(TimeoutError):
-        place.until(lambda: (place.cwd / "f250").exists(), 1.0)
+        place.until(lambda: (place.cwd / "f1").exists(), 1.0)
     job.finish()
-    assert made(place, job).split() == [f"f{i}" for i in range(1, 251)]
+    assert sorted(made(place, job).split()) == sorted(f"f{i}" for i in range(1, 251))
 
 
 @ROOT_ONLY
