@@ -31,7 +31,7 @@ class Former:
 
     def __init__(self, parent: Path | None, name: str, own: Path) -> None:
         self._parent = parent or own.parent
-        self._name = name
+        self._name, self._owner = name, workplace.owner(name)
         self._own = own.name
         self._taken: dict[Path, int] = {}  # directories whose results wait, and their locks
         self._records: dict[Key, Path] = {}
@@ -46,7 +46,7 @@ class Former:
             if fd is None:
                 continue
             if not self._is_ours(folder):
-                if workplace.is_free(folder) and time.time() - os.fstat(fd).st_mtime > FOREIGN_SECONDS:
+                if workplace.is_free(folder) and (self._was_ours(folder) or time.time() - os.fstat(fd).st_mtime > FOREIGN_SECONDS):
                     workplace.remove(folder)
                 os.close(fd)
             elif not workplace.is_free(folder):
@@ -58,10 +58,11 @@ class Former:
         return News(tuple(former), tuple(results), leftover)
 
     def _is_ours(self, folder: Path) -> bool:
-        try:
-            return (folder / workplace.NAME).read_text(encoding="utf-8") == self._name
-        except (OSError, UnicodeDecodeError):
-            return False
+        return _owner(folder) == self._owner
+
+    def _was_ours(self, folder: Path) -> bool:
+        """Before the machine was started anew: nothing of it lives, but nobody can vouch for what was not written to the disk."""
+        return _owner(folder).startswith(f"{self._name}\n")
 
     def _take_over(self, folder: Path, fd: int) -> list[Result]:
         """What the records tell; all else goes, and the directory with it when there are none."""
@@ -85,6 +86,13 @@ class Former:
         if folder not in self._records.values():
             workplace.remove(folder)
             os.close(self._taken.pop(folder))
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return (folder / workplace.NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _take(folder: Path) -> int | None:

@@ -49,6 +49,7 @@ from dwrap.protocol.messages import Fields, ProtocolError, Value
 ORPHAN_SECONDS: Final = 600.0  # longer than any distributor counts on an agent that it does not hear (PROTOCOL.md: 10 + 300)
 RESEND_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 3.0
+UNFETCHED_SECONDS: Final = 20.0  # a draining agent waits no longer for its last results to be fetched; a distributor keeps them less long
 MAX_RECENT_BYTES: Final = 4 * 1024 * 1024
 MAX_ATTEMPTS: Final = 2_000  # running and kept: REGISTER names them all, in one frame
 _STREAM_NUMBERS: Final = {name.encode(): number for number, name in enumerate(STREAMS)}
@@ -70,6 +71,7 @@ class Session:
     _connection: int = 0  # how many there have been
     _unheard_since: float = 0.0
     _quit_at: float | None = None
+    _idle_since: float | None = None  # draining, and nothing runs any more
     _running: dict[Key, Attempt] = field(default_factory=dict)
     _attempt: dict[str, Attempt] = field(default_factory=dict)  # of each job that runs
     _kept: dict[Key, Attempt] = field(default_factory=dict)
@@ -412,9 +414,12 @@ class Session:
     def _leave_when_idle(self, now: float) -> list[Action]:
         if self._quit_at is not None and now >= self._quit_at:
             return [Quit(0)]
-        if self.draining and not self._running and not self._kept:
-            return [Quit(0)]
-        return []
+        if not self.draining or self._running:
+            return []
+        if self._idle_since is None:
+            self._idle_since = now
+        is_over = not self._kept or now - self._idle_since >= UNFETCHED_SECONDS  # the next incarnation finds them in their records
+        return [Quit(0)] if is_over else []
 
 
 def _key(fields: Fields) -> Key:

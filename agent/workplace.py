@@ -30,7 +30,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 @contextmanager
 def claim(parent: Path | None, name: str) -> Iterator[Path]:
-    """A fresh work directory in `parent` for the agent of that name, removed at the end unless something of a job still lives in it.
+    """A fresh work directory in `parent` for the agent of that name, removed at the end unless something of a job lives or waits in it.
     Users may pass through it, not list it. Raises OSError.
     """
     where = parent or Path(tempfile.gettempdir())
@@ -39,13 +39,18 @@ def claim(parent: Path | None, name: str) -> Iterator[Path]:
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        (folder / NAME).write_text(name, encoding="utf-8")
+        (folder / NAME).write_text(owner(name), encoding="utf-8")
         folder.chmod(IN_USE)
         yield folder
     finally:
-        if _becomes_free(folder):
+        if _becomes_free(folder) and not _has_records(folder):
             remove(folder)
         os.close(held)
+
+
+def owner(name: str) -> str:
+    """What a work directory holds of whose it is: the agent, and the boot of the machine. Records of another boot may have been lost."""
+    return f"{name}\n{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii')}"
 
 
 def incarnation(folder: Path) -> str:
@@ -75,6 +80,11 @@ def _becomes_free(folder: Path) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def _has_records(folder: Path) -> bool:
+    """Of results that nobody has acknowledged: the next incarnation tells them."""
+    return any((folder / RUNS).iterdir()) if (folder / RUNS).exists() else False
 
 
 def remove(folder: Path) -> None:

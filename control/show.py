@@ -67,10 +67,18 @@ def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
         )
         for agent in known
     ]
-    flaws = [f"{safe(agent.get('name'))}: {safe(flaw)}" for agent in known for flaw in agent.get("flaws") or ()]
+    flaws = [f"{safe(agent.get('name'))}: {safe(flaw)}" for agent in known for flaw in (*_troubles(agent), *(agent.get("flaws") or ()))]
     return "\n".join(
         [table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN CPUS", "FREE GB", "STATE", "ROOTS", "SHARED", "LABELS"), rows), *flaws]
     )
+
+
+def _troubles(agent: Mapping[str, Any]) -> Iterable[str]:
+    """Why it is given no work for a while."""
+    if agent.get("suspended"):
+        yield f"suspended for a minute or so: it failed by itself again and again: {agent['suspended']}"
+    if agent.get("leftover"):
+        yield f"in quarantine: {agent['leftover']} process trees of jobs that were given up still live there"
 
 
 def _shared_file_systems(agent: Mapping[str, Any]) -> str | None:
@@ -86,6 +94,10 @@ def _shared_file_systems(agent: Mapping[str, Any]) -> str | None:
 def _agent_state(agent: Mapping[str, Any]) -> str:
     if agent.get("is_draining"):
         return "draining"
+    if agent.get("suspended"):
+        return "suspended"
+    if agent.get("leftover"):
+        return "in quarantine"
     if agent.get("is_short_of_memory"):
         return "short of memory"
     return "serving" if agent.get("is_serving", True) else "not serving"
@@ -115,7 +127,8 @@ def status_lines(status: Mapping[str, Any]) -> str:
     addresses = " ".join(map(str, status.get("addresses", [])))
     lines = [
         f"distributor {status.get('version')} at {addresses}, up {_span(status.get('uptime_seconds'))}",
-        f"jobs: {status.get('running')} running, {status.get('queued')} queued; in all: {_counts(status.get('totals')) or 'none'}",
+        f"jobs: {status.get('running')} running, {status.get('queued')} queued{_missing(status.get('missing'))}; "
+        f"in all: {_counts(status.get('totals')) or 'none'}",
     ]
     reasons = _counts(status.get("here_by_reason"))
     if reasons:
@@ -184,6 +197,11 @@ def _coherence(records: Sequence[Record]) -> list[str]:
 
 def _gigabytes(size_bytes: object) -> str | None:
     return f"{size_bytes / 1e9:.1f}" if isinstance(size_bytes, int | float) else None
+
+
+def _missing(count: object) -> str:
+    """Jobs of agents that are not heard; nothing to say as long as there are none."""
+    return f", {count} with agents that are not heard" if count else ""
 
 
 def _span(seconds_up: object) -> str:

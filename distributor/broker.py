@@ -46,6 +46,7 @@ _EVENT: Final = struct.Struct("=hi")
 _BATCH: Final = 256
 _ASK_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 1.0
 _OLDEST_LIBZMQ: Final = (4, 3, 3)
 
 log = logging.getLogger("dwrap.distributor")
@@ -76,6 +77,7 @@ class Broker:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._stopping = False
+        self._look_at = 0.0
         self._router = _open_router(context)
         self._send_frame = partial(zmq.backend.Socket.send, self._router)  # Socket.send without the sugar, a third of the cost
         self._monitor = self._router.get_monitor_socket(_ACCEPTED | _DISCONNECTED)
@@ -106,6 +108,7 @@ class Broker:
                 full = self._take_batch(self._monitor in ready) == _BATCH
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
+            self._look_for_silence(time.monotonic())
             if self._ledger is not None:
                 self._ledger.lives(time.monotonic())
         log.info("stopped")
@@ -359,6 +362,16 @@ class Broker:
         link = self._links.by_peer.get(peer)
         if link is not None:
             identity.evict(link.fd)
+
+    def _look_for_silence(self, now: float) -> None:
+        """Ends the connections of submitters whose hosts have gone. As long as jobs run, agents' heartbeats turn the loop often enough."""
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        for job in self._scheduler.jobs.values():
+            link = self._links.by_peer.get(job.peer) if job.peer is not None and job.state is JobState.ASSIGNED else None
+            if link is not None and identity.is_silent(link.fd):
+                identity.evict(link.fd)
 
     def _refuse(self, link: Connection, reason: str, job: str = "") -> None:
         log.info("refused a message: %s", json.dumps(reason))

@@ -59,7 +59,9 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
     "--config", type=click.Path(dir_okay=False, path_type=Path), callback=_read_config, is_eager=True, expose_value=False,
     help="TOML file with defaults of these options.",
 )  # fmt: skip
-@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch and the assignments over restarts.")
+@click.option(
+    "--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch and the assignments over restarts."
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
 @click.version_option(version(), prog_name="dwrap-distributor")
 def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:

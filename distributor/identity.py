@@ -27,6 +27,9 @@ _NLM_F_REQUEST: Final = 1
 _NLMSG_ERROR: Final = 2
 _ANY_STATE: Final = 0xFFFFFFFF
 _ANY_INTERFACE: Final = struct.pack("=I", 0)
+_TCP_INFO_BYTES: Final = 60
+_SILENT_MS: Final = 10_000  # as long as keepalive takes (broker.py)
+_SILENT_RETRANSMITS: Final = 3  # after 1.4 s: a host that was not spoken to for long need not have said anything
 _NO_COOKIE: Final = struct.pack("=II", 0xFFFFFFFF, 0xFFFFFFFF)
 
 
@@ -93,6 +96,19 @@ def evict(fd: int) -> None:
             link.shutdown(socket.SHUT_RDWR)
     except OSError:
         return  # it is gone already
+
+
+def is_silent(fd: int) -> bool:
+    """Whether a TCP peer's host has not acknowledged for long what was sent to it. Keepalive does not ask while anything is under way,
+    and a user timeout would also end connections whose host answers that it has no room, as that of a stopped wrapper does.
+    """
+    try:
+        with _Borrowed(fd) as link:
+            info = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return False
+    unacknowledged, last_acknowledged_ms = struct.unpack_from("=I", info, 24)[0], struct.unpack_from("=I", info, 56)[0]
+    return unacknowledged > 0 and info[2] >= _SILENT_RETRANSMITS and last_acknowledged_ms >= _SILENT_MS
 
 
 def is_loopback_endpoint(endpoint: str) -> bool:

@@ -1,11 +1,11 @@
 """The ledger: which assignments there were, in a file, so that a restarted distributor knows what its agents may still be doing.
 
 It is folded from the scheduler's records, a line each, written before the assignment is sent: `E boot time epoch whole` (a distributor
-began; or, not whole, its older lines were dropped),
-`A time job attempt uid agent incarnation made beyond` (assigned), `M time job made beyond` (MADE), `U time job made` (waits again),
-`S time job made` (it is over; names to remove before it may be run again, or null: it may not), `T time` (it lived). Each line is JSON without the outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over boots: what
-another boot wrote does not count. Nothing is synced to disk: a machine that goes down takes its connections with it. The file is begun
-anew when it is large, and the one before is kept.
+began; or, not whole, its older lines were dropped), `A time job attempt uid agent incarnation made beyond` (assigned), `M time job made
+beyond` (MADE), `U time job made` (waits again), `S time job made` (it is over; names to remove before it may be run again, or null: it may
+not), `T time` (it lived). Each line is JSON without the outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over
+boots: what another boot wrote does not count. Nothing is synced to disk: a machine that goes down takes its connections with it. The file
+is begun anew when it is large, and the one before is kept.
 Knows records, lines, and the file. Does not know what is done with what it tells (past.py).
 """
 
@@ -20,14 +20,13 @@ from typing import Any, Final
 
 from dwrap.distributor.events import Record
 from dwrap.distributor.past import Assigned, Past
-from dwrap.distributor.records import ENDS
+from dwrap.distributor.records import BACK, ENDS
 
 ALIVE_SECONDS: Final = 1.0
 MAX_BYTES: Final = 4 * 1024 * 1024
 RETURN_SECONDS: Final = 4.0  # agents dial again within 2 s
 SILENCE_SECONDS: Final = 13.0  # after this long without a distributor no lease runs: LEASE_SECONDS + LEASE_GRACE_SECONDS
 _OVER: Final = (ENDS - {"done"}) | {"acknowledged"}  # until then its agent keeps the result
-_REQUEUED: Final = frozenset({"lost", "withdrawn", "rejected", "unanswered"})
 
 Line = tuple[Any, ...]
 
@@ -48,7 +47,7 @@ class Book:
             return None
         if record.what == "made":
             return self._take(("M", at, job, json.loads(str(facts["made"])), facts["beyond"]))
-        if record.what in _REQUEUED:
+        if record.what in BACK:
             made = json.loads(str(facts["made"])) if "made" in facts else list(self.live[job].made)
             return self._take(("U", at, job, made))
         if record.what in _OVER:

@@ -76,13 +76,10 @@ class Agent:
 
     @property
     def is_serving(self) -> bool:
-        """Whether it may be given work at all, a free slot aside."""
+        """Whether it may be given work at all, a free slot aside. One on which what was given up still runs may not: that may write where
+        others do now.
+        """
         return self.trusted and not (self.draining or self.suspended or self.stale or self.spec.leftover)
-
-    @property
-    def is_quarantined(self) -> bool:
-        """Whether what was given up still runs there: it may write where others do now."""
-        return bool(self.stale or self.spec.leftover)
 
     @property
     def is_short_of_memory(self) -> bool:

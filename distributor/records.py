@@ -20,6 +20,7 @@ from dwrap.distributor.events import Fact, Record
 
 HISTORY_JOBS: Final = 4_096
 MAX_REASONS: Final = 256
+BACK: Final = frozenset({"rejected", "withdrawn", "unanswered", "lost"})  # the job waits again
 ENDS: Final = frozenset({"done", "here", "unavailable", "refused", "failed", "cancelled"})
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _TIMES: Final = (("queued", "queued_ms"), ("made sure of its view", "revalidate_ms"), ("ran", "run_ms"), ("flushed", "flush_ms"))
@@ -53,9 +54,13 @@ class History:
                 return None  # it is older than the history is long
             entry = known
         entry.update(record.facts)
+        entry.pop("made", None)  # for the ledger
+        if record.what == "lost":
+            entry["losses"] += 1
+            entry["lost_why"] = record.facts["reason"]
         if record.what in ENDS:
             self._end(record, entry)
-        elif record.what in ("queued", "rejected", "withdrawn", "unanswered"):
+        elif record.what in BACK:
             entry["agent"] = ""
         return entry
 
@@ -88,6 +93,9 @@ class History:
             "outcome": "",
             "agent": "",
             "attempt": 0,
+            "losses": 0,
+            "lost_why": "",
+            "beyond": "",
             "reason": "",
             "status": None,
             "error": "",
@@ -138,6 +146,10 @@ def explain(entry: Entry) -> list[str]:
         lines.append(f"wait status {status}" if status is not None else f"it could not be started: {entry['error']}: {entry['reason']}")
     lines.append(f"job {entry['job']}, attempt {entry['attempt']}, uid {entry['uid']}, build {entry['build']}")
     lines.append(f"in {entry['cwd']} on {entry['host'] or 'an unnamed host'}")
+    if entry["losses"]:
+        lines.append(f"{entry['losses']} attempts before the last were lost and it ran again; why: {entry['lost_why']}")
+    if entry["beyond"]:
+        lines.append(f"it could not have been run again: {entry['beyond']}")
     if entry["tree"]:
         why = f" ({entry['outputs_why']})" if entry["outputs_why"] else ""
         lines.append(f"its processes were held by {entry['tree']}; its outputs on disk are {entry['outputs'] or 'not accounted for'}{why}")
@@ -179,6 +191,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._now = now
         self._ends = dict.fromkeys(sorted(ENDS), 0)
+        self._back = dict.fromkeys(sorted(BACK), 0)
         self._unexpected: Tally[str] = Tally()
         self._queued = _Times()
         self._ran = _Times()
@@ -188,7 +201,9 @@ class Metrics:
     def fold(self, record: Record) -> None:
         """Takes a record in."""
         what = record.what
-        if what == "assigned":
+        if what in self._back:
+            self._back[what] += 1
+        elif what == "assigned":
             self._queued.observe(record.facts.get("queued_ms"))
         elif what in ENDS:
             self._ends[what] += 1
@@ -204,6 +219,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """The seam of prometheus_client: every metric as it is now."""
         yield _counts("dwrap_jobs", "Jobs that have ended, by how", "outcome", self._ends)
+        yield _counts("dwrap_jobs_back", "Times that a job had to wait again after an offer or an attempt, by why", "why", self._back)
         yield _counts("dwrap_unexpected_messages", "Messages that did not fit the state they met", "what", self._unexpected)
         for name, text in _CORRECTED.items():
             yield CounterMetricFamily(f"dwrap_{name}", text, value=self._corrected[name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -73,6 +74,7 @@ class Reports:
             "slots": int(gauges["slots"]),
             "queued": int(gauges["queued_jobs"]),
             "running": int(gauges["running_jobs"]),
+            "missing": int(gauges["missing_jobs"]),
             "journal": {"directories": int(gauges["journal_directories"]), "bytes": int(gauges["journal_bytes"])},
             "totals": dict(self._history.totals),
             "here_by_reason": dict(self._history.here_reasons),
@@ -87,13 +89,15 @@ class Reports:
 
     def _gauges(self) -> dict[str, float]:
         agents = [agent for agent in self._scheduler.agents.values() if agent.is_serving]
-        running = sum(job.state is JobState.ASSIGNED for job in self._scheduler.jobs.values())
+        states = Counter(job.state for job in self._scheduler.jobs.values())
+        running, missing = states[JobState.ASSIGNED], states[JobState.MISSING]
         return {
             "agents": len(agents),
             "slots": sum(agent.spec.slots for agent in agents),
             "assigned_slots": sum(len(agent.jobs) for agent in self._scheduler.agents.values()),
             "queued_jobs": self._scheduler.waiting,
             "running_jobs": running,
+            "missing_jobs": missing,
             "journal_directories": len(self._scheduler.views.journal),
             "journal_bytes": self._scheduler.views.journal.size,
         }
@@ -113,6 +117,8 @@ def _shown(agent: Agent) -> dict[str, Any]:
         "is_serving": agent.is_serving,
         "is_draining": agent.draining,
         "is_short_of_memory": agent.is_short_of_memory,
+        "suspended": agent.suspended,
+        "leftover": len(agent.stale) + spec.leftover,
         "foreign_cpus": load.foreign_cpus,
         "memory_available_bytes": load.memory_available_bytes,
         "psi": {"cpu": load.psi_cpu, "memory": load.psi_memory, "io": load.psi_io},

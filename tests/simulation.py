@@ -158,7 +158,8 @@ class World:
         story = self.story_of(runner.key[0])
         story.started += 1
         if others := [other for other in story.live if other.can_act]:
-            self.violated(runner.key[0], f"runs twice at once: {runner.key} on {runner.host.name}, and {others[0].key} on {others[0].host.name}")
+            other = f"{others[0].key} on {others[0].host.name}"
+            self.violated(runner.key[0], f"runs twice at once: {runner.key} on {runner.host.name}, and {other}")
         if story.changed:
             self.violated(runner.key[0], "starts again although an attempt has done what cannot be done again")
         if story.endings:
@@ -254,7 +255,8 @@ class World:
         if isinstance(action, e.Disconnect):
             link.tear(late=False)
         elif isinstance(link.end, Host):
-            link.down(lambda frames=wire.MESSAGES[type(action)](action, self.epoch): messages.parse(frames))  # type: ignore[misc]
+            frames = wire.MESSAGES[type(action)](action, self.epoch)
+            link.down(lambda: messages.parse(frames))
         else:
             link.down(lambda: action)
 
@@ -300,7 +302,8 @@ class World:
             state = job.state
             if state is JobState.OFFERED and (self.now > job.offered_at + OFFER_SECONDS or job.id not in held):
                 self.violated(job.id, "is offered for longer than an offer lasts, or without a slot")
-            if job.id in held and (job.agent is None or held[job.id] != job.agent.peer or state not in (JobState.OFFERED, JobState.ASSIGNED)):
+            holds = job.id in held
+            if holds and (job.agent is None or held[job.id] != job.agent.peer or state not in (JobState.OFFERED, JobState.ASSIGNED)):
                 self.violated(job.id, f"is {state.value}, which does not fit the slots that are held")
             if (job.queue is not None) > (state is JobState.QUEUED) or (state is JobState.ASSIGNED and job.agent is None):
                 self.violated(job.id, f"is {state.value}, which does not fit where it stands")

@@ -11,7 +11,6 @@ submitted, nor as it was before its own submitter's edits. Knows nothing of how 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 from simulation import World
 from simulation_peers import UID, Host, Link, Runner, Wrapper

@@ -15,7 +15,7 @@ from runner_bench import ROOT, ROOT_ONLY, Bench, Job, bench, eventually_no_proce
 
 from dwrap.agent import workplace
 from dwrap.agent.accounts import Identity
-from dwrap.agent.events import Kind
+from dwrap.agent.events import Kind, News
 from dwrap.agent.former import FOREIGN_SECONDS, Former
 from dwrap.agent.link import boot_clock
 from dwrap.agent.runner import RECORD
@@ -261,11 +261,32 @@ def test_who_has_been_heard_or_is_beyond_has_a_status(place: Bench, narrow: Path
 def folder_of(parent: Path, name: str, agent: str = "a", seconds_ago: float = 0) -> Path:
     folder = parent / f"{workplace.PREFIX}{name}"
     (folder / workplace.RUNS).mkdir(parents=True)
-    (folder / workplace.NAME).write_text(agent)
+    (folder / workplace.NAME).write_text(workplace.owner(agent))
     (folder / "12-job").mkdir()
     folder.chmod(workplace.IN_USE)
     os.utime(folder, (time.time() - seconds_ago,) * 2)
     return folder
+
+
+def test_what_a_machine_left_when_it_went_down_vouches_for_nothing(tmp_path: Path) -> None:
+    with workplace.claim(tmp_path, "a") as own:
+        folder = folder_of(tmp_path, "1-x")
+        (folder / workplace.NAME).write_text("a\nanother boot\n")
+        (folder / "runs" / "j.1").write_bytes(RECORD.pack(7, 9, 0) + b"status=0\0")
+        assert Former(tmp_path, "a", own).look() == News((), (), 0)
+        assert not folder.exists()
+
+
+def test_an_agent_that_leaves_results_behind_leaves_its_directory(tmp_path: Path) -> None:
+    with workplace.claim(tmp_path, "a") as own:
+        (own / "runs").mkdir()
+        (own / "runs" / "j.1").write_bytes(RECORD.pack(7, 9, 0) + b"status=0\0")
+    with workplace.claim(tmp_path, "a") as own:
+        former = Former(tmp_path, "a", own)
+        [(key, uid, fields, _)] = former.look().results
+        assert (key, uid, fields) == (("j", 1), 7, b"status=0\0")
+        former.forget(key)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_former_incarnations_and_their_results(tmp_path: Path) -> None:

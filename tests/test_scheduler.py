@@ -533,9 +533,12 @@ def test_an_agent_that_comes_back_in_time_goes_on(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("incarnation", "former", "started"), [("i1", (), False), ("i2", ("i1",), False), ("i2", (), True), ("i2", ("i0",), True), ("", (), True)]
+    ("incarnation", "former", "started"),
+    [("i1", (), False), ("i2", ("i1",), False), ("i2", (), True), ("i2", ("i0",), True), ("", (), True)],
 )
-def test_what_nobody_names_was_never_started_if_somebody_can_tell(desk: Desk, incarnation: str, former: tuple[str, ...], started: bool) -> None:
+def test_what_nobody_names_was_never_started_if_somebody_can_tell(
+    desk: Desk, incarnation: str, former: tuple[str, ...], started: bool
+) -> None:
     desk.agent(1, incarnation="i1")
     desk.run(50)
     desk.do(e.Disconnected(1))

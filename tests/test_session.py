@@ -388,6 +388,17 @@ def test_drain_finishes_and_leaves() -> None:
     assert session.handle(received("ACK", job="j1", attempt=1), 3) == [e.Forget(("j1", 1)), e.Quit(0)]
 
 
+def test_a_draining_agent_waits_for_its_last_results_to_be_fetched_but_not_for_ever() -> None:
+    session = welcomed()
+    session.handle(assign(), 0)
+    session.handle(e.DrainAsked(), 1)
+    session.handle(ended(), 2)
+    session.handle(e.Disconnected(), 3)
+    for now in range(4, 22):
+        assert not only(session.handle(e.Tick(), now), e.Quit)
+    assert only(session.handle(e.Tick(), 22 + s.UNFETCHED_SECONDS - 18), e.Quit) == [e.Quit(0)]
+
+
 def test_an_idle_agent_drains_at_once() -> None:
     session = welcomed()
     session.handle(e.DrainAsked(), 0)
