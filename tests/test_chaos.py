@@ -11,14 +11,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from farm import DWRAP, Farm, eventually
+from troubles import chaos, kill_an_agent
 
 JOBS = int(os.environ.get("JOBS", "0")) or (600 if os.environ.get("PROOF_FULL") else 150)
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
@@ -40,7 +39,8 @@ def script(number: int) -> str:
     """Prints, makes files (one name by a rename), waits a little in between, and has a status of its own."""
     wait = f"sleep 0.{number % 5}"
     return (
-        f"echo begin {number}; echo half {number} >part.{number}; {wait}; echo whole {number} >>part.{number}; mv part.{number} out.{number}; "
+        f"echo begin {number}; echo half {number} >part.{number}; {wait}; echo whole {number} >>part.{number}; "
+        f"mv part.{number} out.{number}; "
         f"echo warning {number} >&2; {wait}; echo end {number}; exit {number % 3}"
     )
 
@@ -48,9 +48,8 @@ def script(number: int) -> str:
 def run(farm: Farm, directory: Path, number: int, **more: str) -> Ended:
     """One wrapper, from beginning to end."""
     environment = farm.environment(DWRAP_FALLBACK="fail", XDG_RUNTIME_DIR=str(directory / "runtime"), **more)
-    done = subprocess.run(
-        [DWRAP, "sh", "-c", script(number)], env=environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=END_SECONDS
-    )
+    argv = [DWRAP, "sh", "-c", script(number)]
+    done = subprocess.run(argv, env=environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=END_SECONDS)
     return Ended(number, done.returncode, done.stdout, done.stderr)
 
 
@@ -64,28 +63,6 @@ def wrong(directory: Path, ended: Ended) -> str:
     return f"job {number} left its part" if (directory / f"part.{number}").exists() else ""
 
 
-@contextmanager
-def chaos(*troubles: tuple[float, Callable[[], None]]) -> Iterator[list[int]]:
-    """Meanwhile each trouble comes about again and again, after so many seconds. Yields how often each has."""
-    over = threading.Event()
-    counts = [0] * len(troubles)
-
-    def trouble(index: int, seconds: float, what: Callable[[], None]) -> None:
-        while not over.wait(seconds):
-            what()
-            counts[index] += 1
-
-    threads = [threading.Thread(target=trouble, args=(index, *one)) for index, one in enumerate(troubles)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield counts
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-
-
 def test_each_job_ends_as_its_own_while_everything_is_killed(farm: Farm, tmp_path: Path) -> None:
     """A distributor every 5 s, an agent every 2 s, by SIGKILL."""
     print(f"seed {SEED}, {JOBS} jobs")
@@ -93,7 +70,7 @@ def test_each_job_ends_as_its_own_while_everything_is_killed(farm: Farm, tmp_pat
     (tmp_path / "runtime").mkdir(mode=0o700)
     began = time.monotonic()
     with (
-        chaos((5, farm.restart_distributor), (2, lambda: farm.restart_agent(chance.choice(sorted(farm.agents))))) as counts,
+        chaos((5, farm.restart_distributor), (2, lambda: kill_an_agent(farm, chance))) as counts,
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         ended = list(pool.map(lambda number: run(farm, tmp_path, number), range(JOBS)))
