@@ -1,6 +1,6 @@
 """The simulation finds nothing wrong with the scheduler, the ledger and the sessions, and does find what is planted.
 
-SCHEDULES=100000 takes as many; `.ci/run simulate` does.
+SCHEDULES is how many schedules are run; `.ci/run simulate` takes 100,000.
 """
 
 from __future__ import annotations
