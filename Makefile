@@ -30,7 +30,7 @@ DEMO   := build/demo
 $(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
 	@./bootstrap.sh $(PYTHON) $(VENV)
 
-.PHONY: setup demo test nfs lint bench proof third-party clean
+.PHONY: setup demo test nfs lint bench proof third-party chaos clean
 setup: $(VENV)/ready
 	@$(MAKE) --no-print-directory programs
 
@@ -64,6 +64,10 @@ proof: setup
 
 third-party: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/python tests/third_party.py $(PROJECTS)
+
+# A real project, built BUILDS times (10) while the farm's daemons are killed.
+chaos: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos_build.py $(BUILDS)
 
 clean:
 	rm -rf build dist
