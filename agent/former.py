@@ -1,8 +1,9 @@
 """The incarnations of this agent before this one: which of them are gone for good, and what became of the attempts they held.
 
 Knows work directories and the records that runners leave in them (runfile.c). Does not know who is told. Nothing of an incarnation
-lives once both locks of its directory can be had: the agent's own on it, and that on its `runs`, which every process that holds a
-job inherits. A directory goes when its last result is forgotten; an agent that dies before that leaves it to the next.
+lives once both locks of its directory can be had: the agent's own on it, and that on its `runs`, which every process that holds a job
+inherits. A directory goes when its last result is forgotten; an agent that dies before that leaves it to the next, with the names of all
+that it knows to be gone.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Final
 
 from dwrap.agent import workplace
 from dwrap.agent.events import Key, News
+from dwrap.agent.registration import MAX_FORMER
 from dwrap.agent.runner import RECORD
 from dwrap.protocol import messages
 
+FORMER: Final = "former"
 FOREIGN_SECONDS: Final = 600.0  # after so long another agent's leftovers are anybody's to remove
 _UNKNOWN: Final = messages.encode_fields([("error", "lost"), ("reason", "the agent that ran it has died, and so has its runner")])
 _KEPT: Final = (workplace.RUNS, workplace.NAME)
@@ -32,7 +35,7 @@ class Former:
     def __init__(self, parent: Path | None, name: str, own: Path) -> None:
         self._parent = parent or own.parent
         self._name, self._owner = name, workplace.owner(name)
-        self._own = own.name
+        self._own = own
         self._taken: dict[Path, int] = {}  # directories whose results wait, and their locks
         self._records: dict[Key, Path] = {}
 
@@ -42,7 +45,7 @@ class Former:
         results: list[Result] = []
         leftover = 0
         for folder in sorted(self._parent.glob(f"{workplace.PREFIX}*-*")):
-            fd = None if folder.name == self._own or folder in self._taken else _take(folder)
+            fd = None if folder == self._own or folder in self._taken else _take(folder)
             if fd is None:
                 continue
             if not self._is_ours(folder):
@@ -53,9 +56,18 @@ class Former:
                 leftover += max(1, sum(not fields for _, _, fields, _ in _records(folder)))
                 os.close(fd)
             else:
-                former.append(workplace.incarnation(folder))
+                former += [*_lines(folder / FORMER), workplace.incarnation(folder)]
                 results += self._take_over(folder, fd)
+        if former:
+            self._hand_down(former)
         return News(tuple(former), tuple(results), leftover)
+
+    def _hand_down(self, former: list[str]) -> None:
+        """Whoever comes after this incarnation can vouch for them too, when this one dies before it was heard."""
+        file = self._own / FORMER
+        fresh = file.with_suffix(".new")
+        fresh.write_text("\n".join([*_lines(file), *former][-MAX_FORMER:]), encoding="utf-8")
+        fresh.replace(file)
 
     def _is_ours(self, folder: Path) -> bool:
         return _owner(folder) == self._owner
@@ -86,6 +98,10 @@ class Former:
         if folder not in self._records.values():
             workplace.remove(folder)
             os.close(self._taken.pop(folder))
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").split("\n") if file.exists() else []
 
 
 def _owner(folder: Path) -> str:

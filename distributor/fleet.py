@@ -14,14 +14,11 @@ from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import Job
 from dwrap.distributor.jobs import MAX_REJECTIONS, Jobs
-from dwrap.distributor.past import Epitaph
+from dwrap.distributor.past import RETURN_SECONDS, Epitaph
 from dwrap.distributor.placement import Agent
 from dwrap.distributor.roster import LEASE_GRACE_SECONDS, dead_at
 
 ORPHAN_SECONDS: Final = 300.0  # how long an attempt that cannot be followed by another may go on without its distributor
-
-
-FETCH_SECONDS: Final = 12.0  # more than RECLAIM_SECONDS, for a result that a submitter may still come for
 _GONE: Final = "it was ended because its submitter was away"
 
 
@@ -32,7 +29,7 @@ class Fleet:
         self._jobs = jobs
         self._roster = jobs.roster
         for name, known in jobs.past.assigned.items():
-            job = self.restore(name, known.attempt, known.uid, (known.agent or "", known.incarnation))
+            job = self.restore(name, known.attempt, known.uid, (known.agent or "", known.incarnation), known.lost_at)
             job.made.update(dict.fromkeys(known.made))
             job.beyond, job.blind = known.beyond, False
             if known.agent is None:
@@ -175,10 +172,10 @@ class Fleet:
 
     def _miss(self, job: Job, agent: Agent, reason: str) -> None:
         job.joining = False
-        grace = ORPHAN_SECONDS if job.beyond else LEASE_GRACE_SECONDS
+        until = agent.lease_until + (ORPHAN_SECONDS if job.beyond else LEASE_GRACE_SECONDS)
         self._jobs.release(job)
-        self._jobs.move(job, JobState.MISSING, "missing", {"reason": f"nothing is heard of agent {agent.name}: {reason}"})
-        self._await(job, agent.lease_until + grace)
+        self._jobs.move(job, JobState.MISSING, "missing", {"reason": f"nothing is heard of agent {agent.name}: {reason}", "until": until})
+        self._await(job, until)
 
     def _await(self, job: Job, until: float) -> None:
         job.lost_at = until
@@ -186,12 +183,18 @@ class Fleet:
 
     # ---- what is missing, found and lost ----
 
-    def restore(self, name: str, attempt: int, uid: int | None, holder: tuple[str, str] = ("", "")) -> Job:
-        """A job of an epoch before this one, of which more may be heard until the time for that is over."""
+    def restore(
+        self, name: str, attempt: int, uid: int | None, holder: tuple[str, str] = ("", ""), lost_at: float | None = None
+    ) -> Job:
+        """A job of an epoch before this one, of which more may be heard until the time for that is over: `lost_at`, if that was known,
+        for restarts in a row must not put it off, but not before its agent had time to dial again.
+        """
         jobs = self._jobs
         job = jobs.enter(None, uid, e.JobSpec(name, "/", "?", ""))
         job.state, job.attempt, job.holder, job.blind = JobState.MISSING, attempt, holder, True
-        self._await(job, max(jobs.now, jobs.past.recover_until))
+        until = max(jobs.now, jobs.past.recover_until) if lost_at is None else max(jobs.past.began + RETURN_SECONDS, lost_at)
+        jobs.record(job, "missing", {"until": until})
+        self._await(job, until)
         return job
 
     def _compare(self, agent: Agent) -> None:
@@ -244,17 +247,13 @@ class Fleet:
         if job.peer is not None or job.gone_at != gone_at or job.killed or jobs.by_id.get(job.id) is not job:
             return
         if job.state is JobState.SETTLED:
-            return jobs.timers.at(jobs.now + FETCH_SECONDS, self._unfetched, job, gone_at)
+            return  # its result waits as long as any does
         if job.state is JobState.QUEUED:
             return jobs.settle(job, "cancelled", {"reason": _GONE}, Epitaph(_GONE, True, job.undo))
         job.killed = True
         jobs.record(job, "abandoned", {})
         if job.agent is not None:
             jobs.act(e.Kill(job.agent.peer, job.id, job.attempt))  # its slot stays taken until its tree is gone
-
-    def _unfetched(self, job: Job, gone_at: float) -> None:
-        if job.peer is None and job.gone_at == gone_at and self._jobs.by_id.get(job.id) is job:
-            self._jobs.forget(job)
 
     def _never_started(self, job: Job) -> None:
         """Its agent never got it."""
@@ -333,7 +332,9 @@ class Fleet:
         if known is None or known.attempt != event.attempt or known.agent is not agent:
             return jobs.act(e.AckResult(event.peer, event.job, event.attempt))  # nobody waits for it any more
         known.result = event
-        if known.peer is not None:
+        if known.peer is not None and event.outcome.error == "lost":
+            jobs.begin_anew(known)  # it had ended; what it printed is lost
+        elif known.peer is not None:
             jobs.deliver(known, agent.name)
 
     def _ended(self, job: Job, agent: Agent, event: e.Finished) -> None:

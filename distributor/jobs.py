@@ -252,8 +252,7 @@ class Jobs:
         peer, result = job.peer, job.result
         if peer is None or result is None:
             raise AssertionError("nobody waits for the job, or it has not ended")
-        job.made.update(dict.fromkeys(result.outcome.made))
-        epitaph = Epitaph("its output was lost with its agent", result.outcome.repeat and not job.why_too_many_made, job.undo)
+        epitaph = self._remains(job, "its output was lost with its agent")
         self.forget(job, epitaph)
         if not epitaph.safe:
             return self.act(e.TellFailed(peer, job.id, epitaph.reason, False))
@@ -262,6 +261,14 @@ class Jobs:
         fresh.attempt, fresh.made = job.attempt, job.made
         self.views.see(fresh, self.now)
         self.admit(fresh)
+
+    @staticmethod
+    def _remains(job: Job, reason: str) -> Epitaph:
+        """What is told of a job that has ended, once its result is no more."""
+        if job.result is None:
+            return Epitaph(reason)
+        job.made.update(dict.fromkeys(job.result.outcome.made))
+        return Epitaph(reason, job.result.outcome.repeat and not job.why_too_many_made, job.undo)
 
     def again(self, job: Job, reason: str, made: tuple[str, ...]) -> None:
         """No attempt of the job lives, and none has done what cannot be done again: it gets another one, if not too many were lost."""
@@ -276,6 +283,8 @@ class Jobs:
         """The submitter has its result, or nobody wants it: the agent may drop it."""
         del self.unacknowledged[job.id]
         self.record(job, "acknowledged", {"made": json.dumps(epitaph.undo)} if epitaph.safe else {})
+        if epitaph.safe:
+            self.past.bury(job.id, epitaph, self.now)
         if job.agent is not None:
             self.act(e.AckResult(job.agent.peer, job.id, job.attempt))
         self.drop(job)
@@ -286,7 +295,7 @@ class Jobs:
             oldest = next(iter(self.unacknowledged.values()))
             if oldest.settled_at + UNACKNOWLEDGED_SECONDS > self.now:
                 return
-            self.forget(oldest)
+            self.forget(oldest, self._remains(oldest, _AWAY.reason))
 
     # ---- slots ----
 

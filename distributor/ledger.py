@@ -2,10 +2,10 @@
 
 It is folded from the scheduler's records, a line each, written before the assignment is sent: `E boot time epoch whole` (a distributor
 began; or, not whole, its older lines were dropped), `A time job attempt uid agent incarnation made beyond` (assigned), `M time job made
-beyond` (MADE), `U time job made` (waits again), `S time job made` (it is over; names to remove before it may be run again, or null: it may
-not), `T time` (it lived). Each line is JSON without the outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over
-boots: what another boot wrote does not count. Nothing is synced to disk: a machine that goes down takes its connections with it. The file
-is begun anew when it is large, and the one before is kept.
+beyond` (MADE), `L time job until` (its agent is not heard: it is lost then; or null: found), `U time job made` (waits again), `S time job
+made` (it is over; names to remove before it may be run again, or null: it may not), `T time` (it lived). Each line is JSON without the
+outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over boots: what another boot wrote does not count. Nothing is
+synced to disk: a machine that goes down takes its connections with it. The file is begun anew when it is large, and the one before is kept.
 Knows records, lines, and the file. Does not know what is done with what it tells (past.py).
 """
 
@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from dwrap.distributor.events import Record
-from dwrap.distributor.past import Assigned, Past
+from dwrap.distributor.past import RETURN_SECONDS, Assigned, Past
 from dwrap.distributor.records import BACK, ENDS
 
 ALIVE_SECONDS: Final = 1.0
 MAX_BYTES: Final = 4 * 1024 * 1024
-RETURN_SECONDS: Final = 4.0  # agents dial again within 2 s
 SILENCE_SECONDS: Final = 13.0  # after this long without a distributor no lease runs: LEASE_SECONDS + LEASE_GRACE_SECONDS
 _OVER: Final = (ENDS - {"done"}) | {"acknowledged"}  # until then its agent keeps the result
 
@@ -47,6 +46,8 @@ class Book:
             return None
         if record.what == "made":
             return self._take(("M", at, job, json.loads(str(facts["made"])), facts["beyond"]))
+        if record.what in ("missing", "found"):
+            return self._take(("L", at, job, facts.get("until")))
         if record.what in BACK:
             made = json.loads(str(facts["made"])) if "made" in facts else list(self.live[job].made)
             return self._take(("U", at, job, made))
@@ -61,10 +62,12 @@ class Book:
             self.live[job] = Assigned(rest[0], rest[2], rest[3], rest[1], tuple(rest[4]), rest[5])
         elif kind == "S":
             self.live.pop(job, None)
+        elif known is not None and kind == "L":
+            self.live[job] = replace(known, lost_at=rest[0])
         elif known is not None and kind == "M":
             self.live[job] = replace(known, made=(*known.made, *rest[0]), beyond=known.beyond or rest[1])
         elif known is not None:
-            self.live[job] = replace(known, agent=None, made=tuple(rest[0]), beyond="")
+            self.live[job] = replace(known, agent=None, made=tuple(rest[0]), beyond="", lost_at=None)
         return line
 
     def lines(self, now: float) -> Iterator[Line]:
@@ -73,6 +76,8 @@ class Book:
             yield "A", now, job, known.attempt, known.uid, known.agent or "", known.incarnation, list(known.made), known.beyond
             if known.agent is None:
                 yield "U", now, job, list(known.made)
+            elif known.lost_at is not None:
+                yield "L", now, job, known.lost_at
 
     def read(self, lines: Iterable[Line], boot: str, now: float, epoch: int) -> Past:
         """What is known of the past from these lines, in an epoch that begins now."""
@@ -106,6 +111,7 @@ _FORMS: Final[dict[str, tuple[Any, ...]]] = {
     "E": (str, _TIME, int, bool),
     "A": (_TIME, str, int, int, str, str, list, str),
     "M": (_TIME, str, list, str),
+    "L": (_TIME, str, (*_TIME, type(None))),
     "U": (_TIME, str, list),
     "S": (_TIME, str, _NAMES),
     "T": (_TIME,),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+RETURN_SECONDS: Final = 4.0  # agents dial again within 2 s
 MAX_ENDED: Final = 100_000
 SLACK_SECONDS: Final = 60.0  # how long a message may have been under way
 
@@ -38,6 +39,7 @@ class Assigned:
     uid: int | None
     made: tuple[str, ...] = ()
     beyond: str = ""
+    lost_at: float | None = None  #: nothing was heard of its agent any more, and then it was to be taken for lost
 
 
 @dataclass(slots=True)

@@ -54,7 +54,8 @@ class History:
                 return None  # it is older than the history is long
             entry = known
         entry.update(record.facts)
-        entry.pop("made", None)  # for the ledger
+        for name in ("made", "until"):  # for the ledger
+            entry.pop(name, None)
         if record.what == "lost":
             entry["losses"] += 1
             entry["lost_why"] = record.facts["reason"]

@@ -87,6 +87,14 @@ def test_leases_run_on_over_a_restart(tmp_path: Path, now: float, lived_at: floa
     assert read(tmp_path, now=now).recover_until == until
 
 
+def test_restarts_in_a_row_do_not_put_off_when_a_job_is_lost(tmp_path: Path) -> None:
+    write(tmp_path, assigned(101, "lost"), record(102, "lost", "missing", until=115.0), assigned(101, "found"))
+    write(tmp_path, record(106, "found", "missing", until=119.0), record(107, "found", "found"), epoch=2, now=105)
+    past = read(tmp_path, epoch=3, now=110)
+    assert past.assigned["lost"].lost_at == 115.0
+    assert past.assigned["found"].lost_at is None
+
+
 def test_another_boot_ends_everything(tmp_path: Path) -> None:
     write(tmp_path, assigned(101, "runs"))
     past = read(tmp_path, boot="the next boot")

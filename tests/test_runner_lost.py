@@ -277,6 +277,16 @@ def test_what_a_machine_left_when_it_went_down_vouches_for_nothing(tmp_path: Pat
         assert not folder.exists()
 
 
+def test_who_is_gone_is_handed_down(tmp_path: Path) -> None:
+    folder_of(tmp_path, "1-x")
+    second = folder_of(tmp_path, "2-y")
+    (second / "former").write_text("dwrap-agent-0-w")
+    with workplace.claim(tmp_path, "a") as own:
+        names = ("dwrap-agent-1-x", "dwrap-agent-0-w", "dwrap-agent-2-y")
+        assert Former(tmp_path, "a", own).look().former == names
+        assert (own / "former").read_text().split("\n") == list(names)
+
+
 def test_an_agent_that_leaves_results_behind_leaves_its_directory(tmp_path: Path) -> None:
     with workplace.claim(tmp_path, "a") as own:
         (own / "runs").mkdir()

@@ -293,7 +293,7 @@ def test_the_submitter_goes_away(desk: Desk, state: str) -> None:
     elif state == "settled":
         desk.pass_time(1.0)
         assert desk.said(1) == [], "its submitter may come for its result a little longer"
-        assert "AckResult" in [type(action).__name__ for action in desk.wait(12, 1)]
+        assert "AckResult" in [type(action).__name__ for action in desk.wait(60, 1)]
     assert "j50" not in desk.scheduler.jobs
 
 
@@ -633,6 +633,44 @@ def test_a_result_whose_agent_dies_before_it_was_fetched_again(desk: Desk, repea
         assert (desk.one(e.TellFailed).peer, desk.one(e.TellFailed).safe) == (51, False)
 
 
+def test_a_result_whose_output_its_agent_has_lost_is_none(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    attach(desk, 51, "j50")
+    desk.do(e.Joined(1, "j50", 1))
+    desk.finish(1, "j50", 1, e.Outcome(None, "lost", "its output was lost with the agent", repeat=True))
+    desk.go(51, "j50")
+    assert desk.one(e.Assign).attempt == 2
+
+
+def test_a_result_waits_for_a_submitter_that_is_cut_off(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    desk.wait(40, 1)
+    attach(desk, 51, "j50")
+    assert desk.one(e.ForwardAttach).peer == 1
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_a_result_that_nobody_has_fetched_in_a_minute_is_gone(desk: Desk, repeat: bool) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50", 1, e.Outcome(0, repeat=repeat, made=("/srv/o",)))
+    desk.do(e.Disconnected(50))
+    desk.wait(61, 1)
+    assert not desk.scheduler.jobs
+    attach(desk, 51, "j50", attempt=1)
+    if repeat:
+        desk.go(51, "j50")
+        assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (2, ("/srv/o",))
+    else:
+        assert (desk.one(e.TellFailed).peer, desk.one(e.TellFailed).safe) == (51, False)
+
+
 # ---- another epoch ----
 
 
@@ -656,6 +694,17 @@ def test_a_restarted_distributor_finds_its_jobs_again() -> None:
     desk.do(e.Joined(1, "j50", 3))
     desk.finish(1, "j50", 3)
     assert desk.one(e.DeliverResult).peer == 50
+
+
+@pytest.mark.parametrize(("lost_at", "seconds"), [(90.0, 4), (110.0, 10), (None, 13)])
+def test_a_restart_does_not_restart_clocks(lost_at: float | None, seconds: int) -> None:
+    desk = after_a_restart(("j50", Assigned(3, "a1", "i1", USER, lost_at=lost_at)))
+    attach(desk, 50, "j50", 3)
+    desk.agent(2)
+    desk.wait(seconds - 1, 2)
+    assert desk.said(50) == []
+    desk.wait(1, 2)
+    assert desk.said(50) == ["Offer"]
 
 
 def test_a_job_of_the_past_that_no_submitter_claims_is_ended() -> None:
