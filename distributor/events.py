@@ -324,6 +324,14 @@ class Assign:
 
 
 @_fact
+class TellMissing:
+    """To a submitter: nothing is heard of its job's agent at the moment."""
+
+    peer: Peer
+    job: str
+
+
+@_fact
 class Resume:
     """To a submitter: its job's agent has a new connection."""
 
@@ -443,6 +451,7 @@ Action: TypeAlias = (
     | TellQueued
     | Offer
     | Assign
+    | TellMissing
     | Resume
     | ForwardAttach
     | Noted

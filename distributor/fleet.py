@@ -177,6 +177,9 @@ class Fleet:
         self._jobs.move(job, JobState.MISSING, "missing", {"reason": f"nothing is heard of agent {agent.name}: {reason}", "until": until})
         self._await(job, until)
 
+        if job.peer is not None:
+            self._jobs.act(e.TellMissing(job.peer, job.id))
+
     def _await(self, job: Job, until: float) -> None:
         job.lost_at = until
         self._jobs.timers.at(until, self._lost, job, until)

@@ -121,6 +121,8 @@ class Submitters:
             jobs.requeue(job, "unanswered", "its submitter has a new connection")
         if job.state is JobState.QUEUED:
             return self._let_wait(job)
+        if job.state is JobState.MISSING:
+            jobs.act(e.TellMissing(event.peer, job.id))
         if event.attempt != job.attempt:
             return jobs.act(e.Unexpected("attach"))
         if job.state is JobState.SETTLED and (job.agent is None or job.agent.peer not in jobs.roster.by_peer):

@@ -262,6 +262,7 @@ MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
     e.TellFailed: lambda a, _: encode(
         "FAILED", [("job", a.job), ("reason", one_line(a.reason)), ("safe", int(a.safe)), *(("undo", path) for path in a.undo)]
     ),
+    e.TellMissing: lambda a, _: encode("MISSING", [("job", a.job)]),
     e.Resume: lambda a, _: encode("RESUME", [("job", a.job)]),
     e.ForwardAttach: lambda a, _: encode("ATTACH", [("job", a.job), ("attempt", a.attempt), *a.offsets]),
     e.Noted: lambda a, _: encode("NOTED", [("job", a.job), ("attempt", a.attempt), ("seq", a.seq)]),

@@ -303,6 +303,7 @@ def test_a_lost_agent_leaves_its_jobs_missing_until_its_lease_is_over(desk: Desk
     desk.submit(51)
     desk.do(e.Disconnected(1))
     assert desk.state("j50") is JobState.MISSING
+    assert desk.said(50) == ["TellMissing"]
     assert desk.state("j51") is JobState.QUEUED
     desk.agent(2)
     assert desk.one(e.Offer).job == "j51"
@@ -752,7 +753,7 @@ def test_a_job_that_is_not_known_runs_only_if_it_was_never_assigned(job: str, ep
     desk.agent(1)
     attach(desk, 50, job, 1, epoch=epoch)
     if answer == "later":
-        assert desk.said(50) == []
+        assert desk.said(50) == ["TellMissing"]
         desk.now += 13
         desk.beat(1)
         assert (desk.one(e.TellFailed).safe, desk.said(50)) == (False, ["TellFailed"])

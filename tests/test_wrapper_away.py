@@ -39,6 +39,23 @@ def test_a_deadly_signal_and_nobody_there_ends_it(dwrap: Wrapper, how: str) -> N
             assert time.monotonic() - start < 4.5
 
 
+def agent_missing(_submit: Message) -> Script:
+    yield OFFER
+    yield from until("GO")
+    yield ("MISSING", [])
+    yield from until("nothing")
+
+
+def test_a_deadly_signal_ends_it_also_when_nobody_hears_of_its_agent(dwrap: Wrapper) -> None:
+    """The distributor answers, but for an agent that is cut off it could take minutes."""
+    with TornDistributor(agent_missing) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
+        d.wait_for("GO")
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+        assert 1.8 < time.monotonic() - start < 4.5
+
+
 def test_the_patience_ends(dwrap: Wrapper) -> None:
     """Nobody listens there any more: 125 and one line, and nothing runs here."""
     marker = dwrap.directory / "ran"

@@ -36,6 +36,7 @@ struct relay {
     struct ending *ending;
     struct attempt *attempt;
     struct absence absence;
+    bool missing;       /* nobody hears of the agent */
     bool over;          /* the ending is known */
     bool resulted;      /* it came as a RESULT, which wants an ACK */
     bool viewed;        /* a MANIFEST came */
@@ -273,6 +274,7 @@ static void take_messages(struct relay *r)
         if (!is_ours(r, &m))
             continue;
         absence_end(&r->absence);
+        r->missing = strcmp(m.verb, "MISSING") == 0;
         take_message(r, &m);
     }
     if (status != LINK_FINE && !r->over)
@@ -311,7 +313,7 @@ static void judge_silence(struct relay *r)
 {
     int64_t now = now_ms(), silent = link_silence_ms(r->link, now), patience = r->job->settings->patience_ms;
     int64_t most = patience < ANSWER_MS ? ANSWER_MS : patience < SILENT_MS ? patience : SILENT_MS;
-    if (r->deadly && (silent >= ANSWER_MS || r->absence.away) && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
+    if (r->deadly && (silent >= ANSWER_MS || r->absence.away || r->missing) && now - r->deadly_ms >= SIGNAL_PATIENCE_MS) {
         end_by_signal(r);
     } else if (silent >= most) {
         snprintf(r->link->why, sizeof r->link->why, "nothing was heard for %lld s", (long long)(now - r->link->heard_ms) / 1000);
