@@ -80,9 +80,10 @@ def main(
         survey = Survey(checked_roots, views)
         known = _registration(name, slots, checked_roots, checked_labels, tree, allow_root)
         known = replace(known, records=views != "never", mounted=survey.first(accept_flaws))
-        with workplace.claim(work, name) as folder:
+        agent = f"{name} of {endpoint.address}"  # two farms on one machine may well call their agents the same
+        with workplace.claim(work, agent) as folder:
             session = Session(replace(known, incarnation=workplace.incarnation(folder)))
-            former = Former(work, name, folder)
+            former = Former(work, agent, folder)
             workplace.become_subreaper()
             runners = Runners(program, folder, checked_roots, tree)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))

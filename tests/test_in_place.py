@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from farm import DWRAP, Farm, eventually
+from farm import DWRAP, Farm, eventually, ready_line
 from troubles import kill_an_agent
 
 ROUNDS = int(os.environ.get("ROUNDS", "0")) or (10 if os.environ.get("PROOF_FULL") else 1)
@@ -157,3 +158,22 @@ def test_a_file_is_as_before_or_as_its_command_leaves_it(farm: Farm, tool: Tool,
     print(f"seed {SEED}, {tool.name} ({took * 1e3:.0f} ms): {len(names)} files, {VOLLEYS} times killed")
     assert [problem for one in ended if (problem := wrong(one, before, after))] == []
     assert set(os.listdir(tmp_path)) - {"state-home"} == there, "no temporary file is left"
+
+
+def test_what_an_agent_left_is_not_taken_by_its_namesake_of_another_farm(farm: Farm, tmp_path: Path) -> None:
+    """Two farms on one machine may well call their agents the same (`dwrapctl up` does)."""
+    file = tmp_path / "file"
+    file.write_bytes(b"text\n")
+    argv = [DWRAP, "sh", "-c", 'text=$(cat "$1"); exec 3>"$1"; sleep 0.5; echo "x$text" >&3', "sh", "file"]
+    with tempfile.TemporaryDirectory(prefix="dwrap-") as directory, Farm(Path(directory)) as other:
+        job = subprocess.Popen(argv, env=farm.environment(XDG_RUNTIME_DIR=str(tmp_path)), cwd=tmp_path, stderr=subprocess.PIPE)
+        eventually(lambda: file.stat().st_size == 0)
+        name = next(agent["name"] for agent in farm.status()["agents"] if agent["assigned"])
+        farm.agents[name].kill()
+        farm.agents[name].wait()
+        eventually(lambda: file.read_bytes() == b"xtext\n")
+        other.restart_agent(name)
+        ready_line(other.agents[name])  # it has looked
+        farm.restart_agent(name)
+        _, said = job.communicate(timeout=END_SECONDS)
+    assert (job.returncode, said) == (0, b"")
