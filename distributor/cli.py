@@ -5,6 +5,7 @@ Knows the process: options, log, limits, signals, systemd. Everything else is in
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
 from dwrap.protocol.service import die, log_to_stderr, notify
 
 _STAMP_BYTES = 16
+_HOLD_SECONDS = 3.0
+_HOLD_STEP_SECONDS = 0.02
 log = logging.getLogger("dwrap.distributor")
 
 
@@ -70,6 +73,7 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     http_at = _http_address(http_address)
     _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
     _raise_descriptor_limit()
+    held = _hold(state)
     now = time.monotonic()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.setsockopt(zmq.MAX_SOCKETS, 65_535)
@@ -93,7 +97,29 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
     broker.close()
     if ledger:
         ledger.close()
+    if held is not None:
+        os.close(held)
     context.destroy(linger=200)
+
+
+def _hold(state: Path | None) -> int | None:
+    """Makes the directory this distributor's own until the descriptor is closed; one that is just ending is waited for."""
+    if state is None:
+        return None
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + _HOLD_SECONDS
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return held
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    die(f"cannot use --state {state}: another distributor does; end that one, or name another directory")
+                time.sleep(_HOLD_STEP_SECONDS)
+    except OSError as error:
+        die(f"cannot use --state {state}: {error.strerror or error}; name a directory that this user may write to")
 
 
 def _secret() -> str:

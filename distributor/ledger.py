@@ -6,12 +6,15 @@ beyond` (MADE), `L time job until` (its agent is not heard: it is lost then; or 
 made` (it is over; names to remove before it may be run again, or null: it may not), `T time` (it lived). Each line is JSON without the
 outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over boots: what another boot wrote does not count. Nothing is
 synced to disk: a machine that goes down takes its connections with it. The file is begun anew when it is large, and the one before is kept.
+When a line cannot be written, the file is removed and begun anew once there is room.
 Knows records, lines, and the file. Does not know what is done with what it tells (past.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -28,6 +31,7 @@ SILENCE_SECONDS: Final = 13.0  # after this long without a distributor no lease 
 _OVER: Final = (ENDS - {"done"}) | {"acknowledged"}  # until then its agent keeps the result
 
 Line = tuple[Any, ...]
+log = logging.getLogger("dwrap.distributor")
 
 
 class Book:
@@ -146,7 +150,8 @@ class Ledger:
         self._alive_at = now
         self.past = self._book.read([*_lines(self._before), *_lines(self._file)], boot, now, epoch)
         self._out = self._file.open("ab", buffering=0)
-        self._out.write(b"\n")  # after what was cut
+        self._is_whole = True
+        self._write_bytes(b"\n")  # after what was cut
         self._write(("E", boot, now, epoch, True))
 
     def fold(self, record: Record) -> None:
@@ -154,14 +159,17 @@ class Ledger:
         line = self._book.fold(record)
         if line is not None:
             self._write(line)
-            if self._out.tell() > MAX_BYTES:
+            if self._is_whole and self._out.tell() > MAX_BYTES:
                 self._turn_over(record.at)
 
     def lives(self, now: float) -> None:
         """To be called at least once in ALIVE_SECONDS: the leases that run are as new as this."""
         if now - self._alive_at >= ALIVE_SECONDS:
             self._alive_at = now
-            self._write(("T", now))
+            if self._is_whole:
+                self._write(("T", now))
+            else:
+                self._begin_again(now)
 
     def close(self) -> None:
         """Closes the file."""
@@ -170,10 +178,38 @@ class Ledger:
     def _turn_over(self, now: float) -> None:
         self._out.close()
         self._file.replace(self._before)
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
         self._out = self._file.open("ab", buffering=0)
         self._write(("E", self._boot, now, self._epoch, False))
         for line in self._book.lines(now):
             self._write(line)
 
+    def _begin_again(self, now: float) -> None:
+        """After a line was lost: is there room by now?"""
+        with contextlib.suppress(OSError):
+            self._is_whole = True
+            self._begin(now)
+
     def _write(self, line: Line) -> None:
-        self._out.write(json.dumps(line, separators=(",", ":"))[1:-1].encode() + b"\n")
+        if self._is_whole:
+            self._write_bytes(json.dumps(line, separators=(",", ":"))[1:-1].encode() + b"\n")
+
+    def _write_bytes(self, text: bytes) -> None:
+        try:
+            if self._out.write(text) == len(text):
+                return
+            why = "no room"
+        except OSError as error:
+            why = error.strerror or str(error)
+        self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
+        """A ledger that lacks a line would be believed: none at all only makes the next distributor wait."""
+        self._is_whole = False
+        log.warning("cannot write %s: %s; a restart now would not know what runs; make room", self._file, why)
+        self._out.close()
+        for file in (self._file, self._before):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)

@@ -157,3 +157,19 @@ def test_which_hosts_are_served(header: str, answer: bool) -> None:
 def test_help_names_every_option() -> None:
     said = subprocess.run([sys.executable, PROGRAM, "--help"], capture_output=True, text=True, timeout=20, check=True).stdout
     assert all(option in said for option in ("--listen", "--http", "--state", "--config", "--insecure"))
+
+
+def test_a_state_directory_is_one_distributors_own(short_dir: Path) -> None:
+    with started("--listen", f"ipc://{short_dir}/one", "--http", "off", "--state", str(short_dir / "state")):
+        argv = [PROGRAM, "--listen", f"ipc://{short_dir}/other", "--http", "off", "--state", str(short_dir / "state")]
+        done = subprocess.run(argv, capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"another distributor does" in done.stderr
+
+
+def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    argv = [PROGRAM, "--listen", f"ipc://{tmp_path}/d", "--http", "off", "--state", str(tmp_path / "file" / "state")]
+    done = subprocess.run(argv, capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"cannot use --state" in done.stderr

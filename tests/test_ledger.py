@@ -119,6 +119,29 @@ def test_damaged_lines_are_skipped(tmp_path: Path, line: bytes) -> None:
     assert read(tmp_path).assigned.keys() == {"runs"}
 
 
+def test_a_line_that_cannot_be_written_costs_the_file_until_there_is_room(tmp_path: Path) -> None:
+    class Full:
+        def write(self, text: bytes) -> int:
+            return len(text) - 1
+
+        def close(self) -> None:
+            return None
+
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger.fold(assigned(101, "before"))
+    ledger._out.close()
+    ledger._out = Full()  # type: ignore[assignment]
+    ledger.fold(assigned(102, "lost"))
+    assert list(tmp_path.iterdir()) == [], "nobody believes what lacks a line"
+    ledger.fold(assigned(103, "meanwhile"))
+    ledger.lives(104.0)
+    ledger.fold(assigned(105, "after"))
+    ledger.close()
+    past = read(tmp_path)
+    assert past.assigned.keys() == {"before", "lost", "meanwhile", "after"}
+    assert not past.was_never_assigned("new", 1, 104.0), "its file does not go back to the beginning"
+
+
 def test_it_is_begun_anew_when_it_is_large_and_forgets_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "MAX_BYTES", 2_000)
     ledger = Ledger(tmp_path, 1, 100.0, BOOT)
