@@ -28,6 +28,7 @@ from dwrap.protocol import messages
 TICK_SECONDS: Final = 1.0
 _RETRY_MS: Final = 100
 _RETRY_MAX_MS: Final = 2_000
+_HANDSHAKE_MS: Final = 5_000
 _SILENCE_MS: Final = 10_000
 _BURST: Final = 256  # messages taken in one turn, so that no source starves another
 _GID_DIGITS: Final = 10
@@ -92,6 +93,8 @@ class Link:
         self._dealer.ipv6 = True
         self._dealer.setsockopt(zmq.RECONNECT_IVL, _RETRY_MS)
         self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RETRY_MAX_MS)
+        self._dealer.setsockopt(zmq.CONNECT_TIMEOUT, _RETRY_MAX_MS)  # the kernel's own tries become rare: half a minute apart, and more
+        self._dealer.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         self._dealer.setsockopt(zmq.HEARTBEAT_IVL, int(TICK_SECONDS * 1000))
         self._dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
         self._configure(self._dealer)

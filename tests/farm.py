@@ -67,9 +67,12 @@ class Farm:
     """One distributor with `agents` agents of `slots` slots each; `with Farm(...) as farm:`."""
 
     def __init__(
-        self, directory: Path, *, agents: int = 2, slots: int = 2, listen: Sequence[str] = (), roots: Sequence[str] = ("/",)
-    ) -> None:
+        self, directory: Path, *, agents: int = 2, slots: int = 2, listen: Sequence[str] = (), roots: Sequence[str] = ("/",),
+        under: Sequence[str] = (), more: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """`under` is a command that starts the distributor in surroundings of its own, `more` its further options."""
         self.directory = directory
+        self._distributor_command = under, more
         self._log = (directory / "farm.log").open("ab")
         self._roots = roots
         self.addresses = list(listen or (f"ipc://{directory}/distributor.sock", "tcp://127.0.0.1:0"))
@@ -96,8 +99,10 @@ class Farm:
         return next(one for one in self.addresses if one.startswith(f"{carrier}:"))
 
     def _start_distributor(self) -> subprocess.Popen[bytes]:
+        under, more = self._distributor_command
         arguments = [word for address in self.addresses for word in ("--listen", address)]
-        return self._start(["dwrap-distributor", *arguments, "--http", "127.0.0.1:0", "--state", str(self.directory / "state")])
+        argv = ["dwrap-distributor", *arguments, "--http", "127.0.0.1:0", "--state", str(self.directory / "state"), *more]
+        return self._start(argv, under)
 
     def restart_distributor(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Ends the distributor with this signal, and starts another at the same addresses, which is not waited for."""
