@@ -90,7 +90,7 @@ class Submitters:
         elif job.state is JobState.QUEUED:
             jobs.room.step_out(job)
         job.gone_at = jobs.now
-        jobs.timers.at(max(jobs.now + RECLAIM_SECONDS, jobs.past.recover_until), self._fleet.unclaimed, job, job.gone_at)
+        jobs.timers.at(jobs.now + RECLAIM_SECONDS, self._fleet.unclaimed, job, job.gone_at)
 
     def attached(self, event: e.Attached) -> None:
         """ATTACH, from a peer that has shown who it is."""
