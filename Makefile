@@ -43,8 +43,14 @@ demo: setup
 	  ninja -C $(DEMO) -j$$(dwrapctl slots); \
 	  ctest --test-dir $(DEMO) -j$$(dwrapctl slots) --output-on-failure'
 
+# Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases do.
+FAULTS := tests/test_chaos.py tests/test_cuts.py tests/test_in_place.py tests/test_scale.py
+
 test: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(TESTS)
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(FAULTS:%=--ignore=%))
+
+faults: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(FAULTS)
 
 # Coherence on real NFS, between the hosts of a User-Mode Linux lab. Needs root and packages (.ci/run packages installs them).
 nfs: setup
@@ -68,6 +74,10 @@ third-party: setup
 # A real project, built BUILDS times (10) while the farm's daemons are killed.
 chaos: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/python tests/chaos_build.py $(BUILDS)
+
+# Half an hour (MINUTES) of mixed load with faults: nothing may grow, nothing may be left.
+soak: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/python tests/soak.py $(MINUTES)
 
 clean:
 	rm -rf build dist

@@ -96,6 +96,7 @@ def _pass_on(child: subprocess.Popen[bytes]) -> None:
         return
     if child.poll() is None:
         child.send_signal(info.si_signo)
+PATIENCE_SECONDS = 5
 
 
 class Watch:
@@ -121,8 +122,11 @@ class CommandError(ControlError):
 
 
 def environment(farm: Farm) -> dict[str, str]:
-    """The environment of a command on `farm`: its address, and this installation's programs first on PATH."""
-    wanted = dict(os.environ, DWRAP_HOST=farm.address)
+    """The environment of a command on `farm`: its address, and this installation's programs first on PATH.
+
+    A farm that is gone does not come back: a command that it had is not waited for as long as elsewhere.
+    """
+    wanted = {"DWRAP_PATIENCE": str(PATIENCE_SECONDS), **os.environ, "DWRAP_HOST": farm.address}
     beside = str(program("dwrap").parent)
     path = wanted.get("PATH", os.defpath)
     if shutil.which("dwrap", path=path) != os.path.join(beside, "dwrap"):

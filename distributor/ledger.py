@@ -4,8 +4,9 @@ It is folded from the scheduler's records, a line each, written before the assig
 began; or, not whole, its older lines were dropped), `A time job attempt uid agent incarnation made beyond` (assigned), `M time job made
 beyond` (MADE), `L time job until` (its agent is not heard: it is lost then; or null: found), `U time job made` (waits again), `S time job
 made` (it is over; names to remove before it may be run again, or null: it may not), `T time` (it lived). Each line is JSON without the
-outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over boots: what another boot wrote does not count. Nothing is
-synced to disk: a machine that goes down takes its connections with it. The file is begun anew when it is large, and the one before is kept.
+outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over boots: what another boot wrote does not count. Nothing
+is synced to disk: a machine that goes down takes its connections with it. The file is begun anew when it is large, and the one before is
+kept.
 When a line cannot be written, the file is removed and begun anew once there is room.
 Knows records, lines, and the file. Does not know what is done with what it tells (past.py).
 """

@@ -642,10 +642,12 @@ class Host:
         self.before.clear()
 
     def freeze(self) -> None:
-        self.frozen_until = self.world.now + self.world.random.choice((1, 8, 25)) * self.world.random.uniform(0.3, 1.2)
+        until = self.world.now + self.world.random.choice((1, 8, 25)) * self.world.random.uniform(0.3, 1.2)
+        self.frozen_until = max(self.frozen_until, until)
 
     def suspend(self) -> None:
-        self.suspended_until = self.world.now + self.world.random.choice((1, 8, 25)) * self.world.random.uniform(0.3, 1.2)
+        until = self.world.now + self.world.random.choice((1, 8, 25)) * self.world.random.uniform(0.3, 1.2)
+        self.suspended_until = max(self.suspended_until, until)
         self.world.at(self.suspended_until + 0.002, self.start)
 
     def drain(self) -> None:

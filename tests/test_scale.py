@@ -90,7 +90,7 @@ def scale_up(farm: Farm) -> None:
     """To AGENTS agents of one slot."""
     with ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
         list(pool.map(lambda number: farm.add_agent(f"agent-{number}", 1), range(AGENTS)))
-    assert len(serving(farm)) == AGENTS
+    eventually(lambda: len(serving(farm)) == AGENTS, saying="all of them serve")
 
 
 def scale_down(farm: Farm) -> None:
