@@ -315,6 +315,8 @@ class Broker:
     def _to_either(self, link: Connection, fields: Fields, bodies: object, frames: list[bytes]) -> None:
         if self._running(link, fields) is not None:
             self._to_agent(link, fields, bodies, frames)
+        elif fields.get("attempt") is None:  # a submitter's, whose job has ended meanwhile, or whose agent is away
+            self._reports.unexpected("stream")
         else:
             self._to_submitter(link, fields, bodies, frames)
 

@@ -292,6 +292,17 @@ def test_the_end_of_an_agent_is_noticed_at_once_and_its_return_too(house: House)
     assert peer.hear("RESULT").number("status") == 0
 
 
+@pytest.mark.parametrize("say", [{"verb": "CREDIT", "stream": "stdout", "limit": 70_000}, {"verb": "SIGNAL", "signal": 10, "seq": 1}])
+def test_what_a_submitter_says_while_its_agent_is_away_is_dropped(house: House, say: dict[str, Any]) -> None:
+    """It says it again after RESUME; to refuse it would end the job with 125."""
+    agent = house.agent()
+    peer, job = house.running(agent)
+    agent.close()
+    assert peer.hear("MISSING").text("job") == job
+    peer.say(job=job, **say)
+    assert peer.has_nothing(house.peer())
+
+
 def test_a_job_is_not_claimed_without_its_stamp(house: House) -> None:
     agent = house.agent()
     peer, job = house.running(agent)
