@@ -197,6 +197,8 @@ static void revalidate(struct run *run)
 static void undo(struct run *run)
 {
     char reason[MAX_REASON];
+    if (lease_is_over()) /* another attempt may have made them meanwhile, and be done */
+        reject(run, OF_THE_JOB, "the agent's lease was over before it could begin");
     if (!undo_all(&run->spec, &run->trace.record, reason))
         reject(run, OF_THE_JOB, reason);
 }

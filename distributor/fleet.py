@@ -80,6 +80,9 @@ class Fleet:
         else:
             self._rename(agent, event.spec)
         jobs.act(e.Welcome(agent.peer, agent.token))
+        for job in jobs.by_id.values():
+            if job.state is JobState.MISSING and job.holder == (agent.name, agent.spec.incarnation):
+                self._await(job, max(job.lost_at, dead_at(agent)))  # WELCOME gives it a lease
         if agent.trusted:
             self._compare(agent)
         self._changed(agent)
@@ -215,7 +218,8 @@ class Fleet:
         job = jobs.by_id.get(name)
         if job is None and jobs.now < jobs.past.recover_until and jobs.past.epitaph(name) is None:
             job = self.restore(name, attempt, uid, (agent.name, agent.spec.incarnation))
-        if job is not None and job.attempt == attempt and job.state is JobState.MISSING and job.holder[0] in ("", agent.name):
+        serves = job is not None and agent.pool.serves in (e.ANY_UID, job.uid)
+        if job is not None and serves and job.attempt == attempt and job.state is JobState.MISSING and job.holder[0] in ("", agent.name):
             return self._found(job, agent, runs)
         if job is not None and job.attempt == attempt and job.state is JobState.SETTLED:
             job.agent = agent  # its result is being fetched
@@ -259,7 +263,9 @@ class Fleet:
             jobs.act(e.Kill(job.agent.peer, job.id, job.attempt))  # its slot stays taken until its tree is gone
 
     def _never_started(self, job: Job) -> None:
-        """Its agent never got it."""
+        """Its agent never got it; or it has told what went beyond, and its result is no more."""
+        if job.beyond:
+            return self._jobs.fail(job, f"its result was lost, and it is not run again: {job.beyond}", safe=False)
         if job.is_unclaimed or (job.killed and job.peer is None):  # its submitter, if it comes, begins anew
             self._jobs.settle(job, "cancelled", {"reason": _GONE}, Epitaph(_GONE, True, job.undo))
         else:
@@ -300,6 +306,10 @@ class Fleet:
 
     def rejected(self, event: e.Rejected) -> None:
         """REJECT."""
+        agent = self._roster.by_peer.get(event.peer)
+        if agent is not None and agent.stale:
+            agent.stale.discard((event.job, event.attempt))
+            self._changed(agent)
         job = self.held_by(event.peer, event.job, event.attempt)
         if job is None or job.agent is None:
             return self._jobs.act(e.Unexpected("reject"))

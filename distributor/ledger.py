@@ -178,11 +178,15 @@ class Ledger:
 
     def _turn_over(self, now: float) -> None:
         self._out.close()
-        self._file.replace(self._before)
-        self._begin(now)
+        try:
+            self._file.replace(self._before)
+            self._begin(now)
+        except OSError as error:
+            self._give_up(error.strerror or str(error))
 
     def _begin(self, now: float) -> None:
         self._out = self._file.open("ab", buffering=0)
+        self._is_whole = True
         self._write(("E", self._boot, now, self._epoch, False))
         for line in self._book.lines(now):
             self._write(line)
@@ -190,7 +194,6 @@ class Ledger:
     def _begin_again(self, now: float) -> None:
         """After a line was lost: is there room by now?"""
         with contextlib.suppress(OSError):
-            self._is_whole = True
             self._begin(now)
 
     def _write(self, line: Line) -> None:

@@ -97,7 +97,7 @@ class Submitters:
         jobs, name = self._jobs, event.spec.job
         job = jobs.by_id.get(name)
         epitaph = jobs.past.epitaph(name)
-        if job is not None and job.uid is not None and job.uid != event.uid:
+        if job is not None and None not in (job.uid, event.uid) and job.uid != event.uid:
             return jobs.act(e.Answer(event.peer, name, "REFUSED", "the job is another user's"))
         if job is not None:
             return self._claim(job, event)

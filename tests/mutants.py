@@ -1,10 +1,10 @@
-"""Mutation tests of the cores: each small defect that can be planted in them (mutation.py) makes a test fail, or survivors.txt says why.
+"""Mutation tests of the cores: a small defect planted in them (mutation.py) makes a test fail, or survivors.txt says why it does not.
 
     python tests/mutants.py [--quick] [CORE...]  (as distributor/fleet.py; without, all of them; quick: without the simulation)
 
 The tests are imported and collected once, and run once to see which of them enter which function. Each mutant is planted in a process of
-its own, forked from there: the tests that enter its function are run, the shortest first, then the simulation with fixed seeds. Nothing
-is left to chance: two runs say the same. Exits with 1 when a mutant survived that is not explained. Knows the cores, their tests and
+its own, forked from there: the tests that enter its function are run, the shortest first, then the simulation with fixed seeds. Nothing is
+left to chance: two runs say the same. Exits with 1 when a mutant survived that is not explained. Knows the cores, their tests and
 survivors.txt, by name.
 """
 

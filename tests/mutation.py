@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -241,12 +241,21 @@ def _head(node: ast.AST) -> str:
 
 
 def _differ(before: str, after: str) -> str:
-    start = os.path.commonprefix([before, after])  # noqa: RUF071 - characters are meant
-    while start and (start[-1].isalnum() or start[-1] in "_."):
+    """Two texts as one, with that in braces in which they differ, in whole words."""
+    start = _common(before, after)
+    while start and _is_in_word(start[-1]):
         start = start[:-1]
     old, new = before[len(start) :], after[len(start) :]
-    end = os.path.commonprefix([old[::-1], new[::-1]])[::-1]  # noqa: RUF071
-    while end and (end[0].isalnum() or end[0] in "_."):
+    end = _common(old[::-1], new[::-1])[::-1]
+    while end and _is_in_word(end[0]):
         end = end[1:]
     old, new = old[: len(old) - len(end)], new[: len(new) - len(end)]
     return f"{'…' * (len(start) > SHOWN)}{start[-SHOWN:]}{{{old} → {new}}}{end[:SHOWN]}{'…' * (len(end) > SHOWN)}"
+
+
+def _common(one: str, other: str) -> str:
+    return "".join(left for left, right in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _is_in_word(letter: str) -> bool:
+    return letter.isalnum() or letter in "_.'=!<>"

@@ -54,7 +54,7 @@ class Load:
         self.unknown: Counter[str] = Counter()  # ended with 125, as commands in place may
         self.wrong: list[str] = []
         self.over = threading.Event()
-        subprocess.run(["gcc", "-g", "-c", "-x", "c", "-", "-o", place / "model.o"], input=UNIT.encode(), check=True)
+        subprocess.run(["gcc", "-c", "-x", "c", "-", "-o", place / "model.o"], input=UNIT.encode(), check=True)
         self._object = (place / "model.o").read_bytes()
 
     def flow(self, number: int, seed: int) -> None:
@@ -84,7 +84,7 @@ class Load:
 
     def _compile(self, cwd: Path, chance: random.Random) -> None:
         (cwd / "unit.o").unlink(missing_ok=True)
-        made = self._run(cwd, "gcc", "-g", "-c", "-x", "c", "-", "-o", "unit.o", stdin=self._unit(cwd))
+        made = self._run(cwd, "gcc", "-c", "-x", "c", "-", "-o", "unit.o", stdin=self._unit(cwd))
         if made is None or (cwd / "unit.o").read_bytes() != self._object:
             raise Wrong("the object differs, or there is none")
 

@@ -518,6 +518,45 @@ def test_a_job_is_nobody_elses_to_claim(desk: Desk) -> None:
     assert desk.one(e.DeliverResult).peer == 50
 
 
+def test_a_welcome_renews_the_lease_of_what_is_missing(desk: Desk) -> None:
+    desk.agent(1, incarnation="i1")
+    desk.agent(2)
+    desk.submit(50, agent="a1")
+    desk.go(50)
+    desk.do(e.Disconnected(1))
+    desk.wait(9, 2)
+    desk.do(e.Registered(3, 0, e.AgentSpec("a1", 1, ("/srv",), incarnation="i1", running=(("j50", 1, USER),))))
+    desk.do(e.Disconnected(3))
+    desk.wait(12, 2)
+    assert desk.state("j50") is JobState.MISSING, "its runner may live that long"
+    desk.wait(1, 2)
+    assert desk.state("j50") is JobState.QUEUED
+
+
+def test_what_has_gone_beyond_is_not_run_again_because_its_result_is_no_more(desk: Desk) -> None:
+    desk.agent(1, incarnation="i1")
+    desk.run(50)
+    desk.do(e.Made(1, "j50", 1, 1, (), "it changed /srv/f", True))
+    desk.do(e.Disconnected(1))
+    come_back(desk, 2)
+    assert desk.one(e.TellFailed).safe is False
+
+
+def test_an_agent_that_rejects_what_was_given_up_is_out_of_quarantine(desk: Desk) -> None:
+    desk.agent(1, running=(("ghost", 1, USER),))
+    assert not desk.scheduler.agents[1].is_serving
+    desk.do(e.Rejected(1, "ghost", 1, "it was ended before it began"))
+    assert desk.scheduler.agents[1].is_serving
+
+
+def test_an_agent_of_another_user_does_not_get_the_job(desk: Desk) -> None:
+    desk.agent(1, "a1", incarnation="i1")
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.agent(2, "a1", uid=USER + 1, serves=USER + 1, incarnation="i2", running=(("j50", 1, USER + 1),))
+    assert desk.state("j50") is JobState.MISSING
+
+
 def test_an_agent_that_comes_back_in_time_goes_on(desk: Desk) -> None:
     desk.agent(1, incarnation="i1", slots=2)
     desk.run(50)
