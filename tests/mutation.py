@@ -73,7 +73,8 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
                 yield from (ast.Call(function, [*arguments[:at], *arguments[at + 1 :]], keywords) for at in range(len(arguments)))
         case ast.Set(elements) | ast.Tuple(elements, ast.Load()) | ast.List(elements, ast.Load()):
             for at in range(len(elements)):
-                yield _like(node, [*elements[:at], *elements[at + 1 :]])
+                if not _is_log(elements[at]):
+                    yield _like(node, [*elements[:at], *elements[at + 1 :]])
         case ast.If(test, body, orelse) | ast.While(test, body, orelse) if isinstance(test, ast.Name | ast.Attribute | ast.Call):
             yield type(node)(ast.UnaryOp(ast.Not(), test), body, orelse)
         case ast.IfExp(test, body, orelse) if isinstance(test, ast.Name | ast.Attribute | ast.Call):
@@ -155,12 +156,16 @@ class Core:
 
 
 def _is_beside(path: tuple[ast.AST, ...], name: str, child: ast.AST) -> bool:
-    """Types, texts, and what makes classes: a change of these is none of what is done."""
-    if name in ("annotation", "returns", "decorator_list", "bases") or isinstance(child, ast.JoinedStr):
+    """Types, texts, logs, and what makes classes: a change of these is none of what is done."""
+    if name in ("annotation", "returns", "decorator_list", "bases") or isinstance(child, ast.JoinedStr) or _is_log(child):
         return True
     is_plain = isinstance(child, ast.Assign) and isinstance(path[-1], ast.ClassDef)  # __slots__
     is_made = isinstance(child, ast.Subscript | ast.Call) and not _function_of(path)  # type aliases, field(...)
     return is_plain or is_made
+
+
+def _is_log(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Log"
 
 
 def _early_return(path: tuple[ast.AST, ...], node: ast.AST) -> list[ast.AST]:
