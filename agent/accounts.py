@@ -18,6 +18,10 @@ class Refusal(Exception):
     """The job may not run here as asked. The text is fit for REJECT's `reason`."""
 
 
+class Shortage(Exception):
+    """This machine cannot even look. The text is fit for REJECT's `reason`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What the database says of a uid: its primary group and all its groups."""
@@ -37,7 +41,12 @@ class Identity:
 
 
 def look_up(uid: int) -> Account | None:
-    """The account of a uid in this machine's database, or None."""
+    """The account of a uid in this machine's database, or None. Raises Shortage: without descriptors the C library finds nobody."""
+    try:
+        for fd in os.pipe():
+            os.close(fd)
+    except OSError as error:
+        raise Shortage(f"the agent could not look up uid {uid}: {error.strerror}") from error
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
@@ -55,7 +64,7 @@ class Accounts:
         self._cache: dict[int, tuple[float, Account | None]] = {}
 
     def identity(self, uid: int, claimed_gid: int | None, claimed_groups: Sequence[int], now: float) -> Identity:
-        """The identity for a job of `uid`: the claimed groups that the database gives too. Raises Refusal."""
+        """The identity for a job of `uid`: the claimed groups that the database gives too. Raises Refusal, Shortage."""
         if uid == 0 and not self._allow_root:
             raise Refusal("root's jobs do not run here; the agent was started without --allow-root")
         if self._own_uid != 0:

@@ -18,7 +18,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from dwrap.agent import events as e
-from dwrap.agent.accounts import Accounts, Refusal
+from dwrap.agent.accounts import Accounts, Refusal, Shortage
 from dwrap.agent.former import Former
 from dwrap.agent.load import Load
 from dwrap.agent.runner import Runner, Runners, StartError
@@ -236,8 +236,8 @@ class Link:
             groups = [int(group) for group in claims.all("group") if group.isdigit() and len(group) <= _GID_DIGITS]
             identity = self._accounts.identity(start.fields.number("uid"), gid, groups, self._clock())
             runner = self._runners.start(start, identity)
-        except (Refusal, StartError, messages.ProtocolError) as error:
-            is_ours = isinstance(error, StartError)
+        except (Refusal, Shortage, StartError, messages.ProtocolError) as error:
+            is_ours = isinstance(error, (Shortage, StartError))
             self._feed(e.RunnerSaid(start.key, e.Kind.REJECTED, 0, is_ours, str(error).encode()))
             return
         self._live[start.key] = self._by_fd[runner.fileno()] = runner
