@@ -270,6 +270,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
 def main(minutes: float) -> int:
     """0 when nothing is wrong."""
     place, seed = Path(tempfile.mkdtemp(prefix="dwrap-soak-")), random.SystemRandom().randrange(1, 1 << 32)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs us in the background has it ignored
     print(f"soak: {minutes:g} minutes, seed {seed}", flush=True)
     try:
         problems = soak(place, minutes, seed)
