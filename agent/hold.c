@@ -36,6 +36,7 @@ void hold_add(struct hold *hold, int stream, const char *piece, size_t size)
 {
     memcpy(hold->data[stream], piece, size); /* nothing was held, and a packet holds no more */
     hold->size[stream] = size;
+    hold->open = size < HOLD_BYTES; /* there is no room to read more into */
 }
 
 void hold_release(struct hold *hold) { hold->open = false; }

@@ -298,8 +298,7 @@ static void stop_reports(struct run *run)
 static void hear(struct run *run)
 {
     struct trace *trace = &run->trace;
-    bool only_ran = trace->repeat.made.count == 0 && (!trace->repeat.beyond[0] || strncmp(trace->repeat.beyond, "it ran ", 7) == 0);
-    trace->may_start_over = is_untouched(run) && only_ran && run->phase == RUNNING;
+    trace->may_start_over = is_untouched(run) && !trace->acted && run->phase == RUNNING;
     if (!trace_hear(trace, &run->spec))
         trace_end(trace);
     if (!trace->wants_listener || run->spec.unheard)

@@ -324,6 +324,7 @@ struct trace {
     const char *why;     /* what could not be heard, or NULL */
     const char *scratch; /* the private TMPDIR is nobody else's business */
     bool wants_listener; /* the command asked for a seccomp listener of its own */
+    bool acted;          /* it was heard to do something to names that others see */
     bool may_start_over; /* then its call is not answered, for it is killed and started again without ours */
     struct record record; /* with `views` */
     struct repeat repeat;

@@ -360,6 +360,7 @@ static void hear_name(const struct stop *stop, const struct naming *name, char f
         if (strstr(path, "/../") && path_settle(stop->spec, path, real)) /* it leads elsewhere once that directory moves */
             strcpy(path, real);
         bool private = path_is_private(path, stop->trace->scratch);
+        stop->trace->acted |= !private;
         if (!private)
             judge(stop, path, from, effect, how);
         if (!private && stop->spec->views)
@@ -381,6 +382,8 @@ static void hear_call(const struct stop *stop)
             trace->wants_listener = true;
         else if (name->effect != EFFECT_NONE && (stop->spec->views || !trace->repeat.beyond[0])) /* else nobody wants to know more */
             hear_name(stop, name, from);
+        else if (name->effect != EFFECT_NONE && name->effect != EFFECT_RUN)
+            trace->acted = true; /* perhaps */
     }
 }
 

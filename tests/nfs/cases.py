@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -188,19 +189,21 @@ def pairs(settings: dict[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in settings.items()]
 
 
-CASES: dict[str, Callable[[], None]] = {case.__name__: case for case in (linkers, reruns, listeners, ccache, full_disk, squash)}
+Case = Callable[[], None]
 
 
-def main(names: Sequence[str]) -> int:
-    """The command line."""
-    if not names or names == ["--list"]:
-        print("\n".join(f"{name}: {case.__doc__}" for name, case in CASES.items()))
+def run_cases(names: Sequence[str], cases: Sequence[Case]) -> int:
+    """The command line of a file of cases."""
+    known = {case.__name__: case for case in cases}
+    if not names or list(names) == ["--list"]:
+        print("\n".join(f"{name}: {case.__doc__}" for name, case in known.items()))
         return 0
     failed = 0
     for name in names:
+        began = time.monotonic()
         try:
-            CASES[name]()
-            print(f"case {name} on {server()}: ok", flush=True)
+            known[name]()
+            print(f"case {name} on {server()}: ok, {time.monotonic() - began:.0f} s", flush=True)
         except Exception:  # the other cases are still of interest
             failed += 1
             print(f"case {name} on {server()}: FAILED\n{traceback.format_exc(limit=-3)}", flush=True)
@@ -208,4 +211,4 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_cases(sys.argv[1:], (linkers, reruns, listeners, ccache, full_disk, squash)))

@@ -109,6 +109,7 @@ class Farm:
         self.submitted = 0
         self.desk, *self.names = every_host()
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
         self.log = Path("/run/farm/log")
         self.log.parent.mkdir(exist_ok=True)
         self.log.parent.chmod(0o1777)
@@ -131,11 +132,11 @@ class Farm:
         return self._tcp if self.uid else SOCKET
 
     def start_agent(self, name: str, slots: int) -> None:
-        """An agent on the host of that name; its jobs can be asked for with the label who=NAME."""
+        """An agent on the host of that name, which is `agents[name]` then; its jobs can be asked for with the label who=NAME."""
         more = ["--slots", str(slots), "--label", f"who={name}", "--insecure" if self.uid else "--allow-root"]
         if not self.views and knows_views():
             more += ["--views", "never"]
-        self._start(name, ["dwrap-agent", self.address, "--root", str(TREE), "--name", name, *more])
+        self.agents[name] = self._start(name, ["dwrap-agent", self.address, "--root", str(TREE), "--name", name, *more])
 
     def environment(self, agent: str = "", **more: str) -> dict[str, str]:
         """That of a wrapper; with `agent` its jobs run there and nowhere else."""
@@ -193,12 +194,23 @@ class Farm:
         if kind is not None:
             print(self.log.read_text(errors="replace")[-4000:], file=sys.stderr)
 
-    def _start(self, host: str, argv: Sequence[str]) -> None:
+    def _start(self, host: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             command = on(host, [program(argv[0]), *argv[1:]], cwd=Path("/"), uid=self.uid)
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=self.environment())
         self._daemons.append(process)
         ready_line(process)
+        return process
+
+
+@contextlib.contextmanager
+def cut_off(host: str) -> Iterator[None]:
+    """Meanwhile nothing that is sent to this host or by it arrives: neither the file server's nor the distributor's."""
+    subprocess.run(["ip", "link", "set", f"to-{host}", "down"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "link", "set", f"to-{host}", "up"], check=True)
 
 
 @cache
