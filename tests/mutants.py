@@ -34,7 +34,10 @@ CORES: Final = tuple(
     [f"distributor/{name}.py" for name in ("fleet", "submitters", "jobs", "past", "ledger", "standing", "placement", "roster")]
     + [f"agent/{name}.py" for name in ("session", "attempt", "registration")]
 )
-TEST_FILES: Final = ("scheduler", "ledger", "placement", "session", "attempt", "session_views")
+TEST_FILES: Final = (
+    *("scheduler", "fleet", "fleet_results", "jobs", "standing", "ledger", "placement"),
+    *("session", "attempt", "session_views"),
+)
 SEEDS: Final = range(150)
 TIMEOUT_SECONDS: Final = 20  # of a mutant's process: one that takes longer has been noticed
 MEMORY_BYTES: Final = 4 << 30
