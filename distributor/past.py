@@ -64,7 +64,7 @@ class Past:
         self._ended.move_to_end(job)
         if len(self._ended) > MAX_ENDED:
             _, (_, at) = self._ended.popitem(last=False)
-            self.forgotten_at = max(self.forgotten_at, at)
+            self.forgotten_at = at  # in the order in which they ended
 
     def epitaph(self, job: str) -> Epitaph | None:
         """How a job of this id has ended; None when none is known to have."""

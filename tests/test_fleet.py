@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_fleet_results import LOST, records
+from test_fleet_results import leave, records
 from test_scheduler import OLD, USER, Desk, after_a_restart, attach, come_back
 
 from dwrap.distributor import events as e
@@ -277,6 +277,45 @@ def test_what_was_found_may_be_run_again_when_it_is_lost_later() -> None:
     assert desk.said(50) == ["Offer"]
 
 
+@pytest.mark.parametrize(("serves", "found"), [(USER, True), (USER + 1, False)])
+def test_an_agent_has_jobs_of_those_only_whom_it_serves(desk: Desk, serves: int, found: bool) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.agent(2, "a1", uid=serves, serves=serves, running=(("j50", 1, USER),))
+    assert desk.said(50) == (["Resume"] if found else [])
+
+
+def test_who_registers_and_is_silent_does_not_shorten_the_wait_for_what_went_beyond(desk: Desk) -> None:
+    desk.agent(1, "a1", incarnation="i1")
+    desk.run(50)
+    desk.do(e.Made(1, "j50", 1, 1, (), "it changed /srv/f", False))
+    desk.do(e.Disconnected(1))
+    desk.do(e.Registered(2, 0, e.AgentSpec("a1", 1, ("/srv",), incarnation="i1")))
+    desk.pass_time(13)
+    desk.pass_time(296.9)
+    assert desk.state("j50") is JobState.MISSING
+    desk.pass_time(0.1)
+    assert desk.one(e.TellFailed).safe is False
+
+
+def test_who_is_away_for_a_moment_when_its_job_is_lost_finds_it_waiting(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.pass_time(12.7)
+    leave(desk, 50, 0.3)
+    assert desk.state("j50") is JobState.QUEUED
+
+
+def test_who_does_not_have_what_it_should_end_is_out_of_quarantine(desk: Desk) -> None:
+    desk.agent(1, running=(("ghost", 3, USER),))
+    desk.submit(50)
+    assert desk.said(50) == ["TellQueued"]
+    desk.do(e.Rejected(1, "ghost", 3, "no"))
+    assert desk.said(50) == ["Offer"]
+
+
 # ---- another epoch ----
 
 
@@ -356,15 +395,19 @@ def test_a_suspended_agent_gets_work_again_when_the_time_is_over(desk: Desk, by:
     suspended = []
     for job in (50, 51, 52):
         desk.run(job, agent="a1")
+        if job == 52:
+            desk.submit(53)
         if by == "REJECT":
             desk.do(e.Rejected(1, f"j{job}", 1, "no room in /tmp", fault=True))
         else:
             desk.finish(1, f"j{job}", 1, e.Outcome(None, "infrastructure", "no room in /tmp", repeat=True, fault=True))
         suspended += [facts["reason"] for facts in records(desk, "suspended")]
     assert suspended == ["no room in /tmp"]
-    desk.submit(53)
-    assert desk.said(53) == ["TellQueued"]
-    desk.wait(55, 1)
+    desk.wait(9, 1)
+    assert desk.said(53) == []
+    desk.wait(1, 1)
+    assert desk.said(53) == ["Answer"], "there is no other"
+    desk.wait(45, 1)
     desk.submit(60)
     desk.pass_time(4.9)
     assert desk.state("j60") is JobState.QUEUED

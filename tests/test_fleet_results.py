@@ -94,6 +94,15 @@ def test_a_job_killed_for_want_of_memory_that_nobody_measured_gets_a_machine_for
     assert desk.one(e.Assign).memory_retry is False
 
 
+def test_who_cannot_tell_what_an_attempt_wrote_leaves_everyone_behind(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    desk.agent(2, views=True)
+    holders = {job: desk.run(job).peer for job in (50, 51)}
+    desk.finish(holders[50], "j50")
+    desk.finish(holders[51], "j51", 1, e.Outcome(None, "lost", "it was stopped"))
+    assert desk.run(52).behind
+
+
 # ---- nobody wants it ----
 
 

@@ -143,6 +143,13 @@ def test_a_job_without_an_identity_is_claimed_by_who_has_its_name(desk: Desk) ->
     assert desk.said(1) == ["ForwardAttach"]
 
 
+def test_who_cannot_be_told_from_others_claims_what_it_has_the_name_of(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Attached(51, None, e.JobSpec("j50", "/srv", "cc", "b"), 1, 0, 1.0, ()))
+    assert desk.said(1) == ["ForwardAttach"]
+
+
 def test_a_claimed_job_of_the_past_is_what_its_submitter_says_it_is() -> None:
     desk = after_a_restart(OLD)
     desk.agent(2, views=True)
@@ -162,6 +169,36 @@ def test_views_reach_a_job_that_begins_anew(desk: Desk) -> None:
     desk.do(e.Joined(1, "j50", 1))
     desk.finish(1, "j50", 1, LOST)
     assert desk.one(e.Offer).views
+
+
+def test_views_reach_a_job_that_waited_for_the_agent_that_has_them(desk: Desk) -> None:
+    desk.submit(50)
+    desk.agent(1, views=True)
+    assert desk.one(e.Offer).views
+
+
+def test_a_build_goes_on_while_a_job_of_it_waits(desk: Desk) -> None:
+    desk.agent(1, views=True)
+    first = desk.run(50).burst
+    desk.submit(51, agent="a2")
+    desk.finish(1, "j50")
+    desk.wait(5, 1)
+    desk.agent(2, views=True)
+    desk.go(51)
+    assert desk.one(e.Assign).burst == first
+
+
+def test_what_begins_anew_is_not_forgotten_with_what_it_was(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    attach(desk, 51, "j50")
+    desk.do(e.Joined(1, "j50", 1))
+    desk.finish(1, "j50", 1, LOST)
+    assert desk.said(1) == ["AckResult"]
+    desk.go(51, "j50")
+    desk.wait(61, 1)
+    assert desk.state("j50") is JobState.ASSIGNED
 
 
 # ---- clocks ----
@@ -204,6 +241,33 @@ def test_who_stands_aside_is_asked_when_its_time_is_over_and_not_before(desk: De
     assert desk.said(50) == []
     desk.pass_time(0.1)
     assert desk.said(50) == ["Offer"]
+
+
+def test_only_the_newest_wait_of_who_stands_aside_ends_it(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    desk.wait(4, 1)  # unanswered at 2, offered again at 4
+    late = desk.one(e.Offer).stamp
+    desk.wait(2, 1)  # unanswered: aside until 10
+    desk.do(e.Committed(50, "j50", late, ()))
+    assert desk.said(50) == ["Offer"]
+    assert [type(action) for action in desk.wait(9, 1) if isinstance(action, e.Offer)] == []  # unanswered at 8: aside until 16
+    desk.wait(1, 1)
+    assert desk.said(50) == ["Offer"]
+
+
+def test_who_was_heard_keeps_its_place_in_the_queue(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50)
+    late = desk.one(e.Offer).stamp
+    desk.submit(60)
+    desk.pass_time(2)
+    desk.go(60)
+    desk.do(e.Committed(50, "j50", late, ()))
+    desk.submit(51)
+    desk.wait(2, 1)
+    desk.finish(1, "j60")
+    assert desk.one(e.Offer).job == "j50"
 
 
 def test_an_answer_makes_up_for_all_that_were_missed(desk: Desk) -> None:

@@ -112,8 +112,8 @@ def test_one_fault_does_not_follow_an_agent_to_its_next_connection() -> None:
     desk.do(e.Rejected(1, "j50", 1, "no room in /tmp", fault=True))
     assert desk.scheduler.agents[1].suspended == ""
     desk.do(e.Disconnected(1))
-    desk.agent(2, "a1")
-    assert desk.scheduler.agents[2].is_serving
+    desk.do(e.Registered(2, 0, e.AgentSpec("a1", 1, ("/srv",))))
+    assert desk.scheduler.agents[2].suspended == ""
 
 
 def test_what_an_agent_measures_counts_at_once() -> None:
