@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_fleet_results import leave, records
+from test_fleet_results import LOST, leave, records
 from test_scheduler import OLD, USER, Desk, after_a_restart, attach, come_back
 
 from dwrap.distributor import events as e
