@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from dwrap.distributor import ledger as ledgers
 from dwrap.distributor.events import Record
-from dwrap.distributor.ledger import Ledger
+from dwrap.distributor.ledger import Book, Ledger
 from dwrap.distributor.past import SLACK_SECONDS, Assigned, Past
 
 BOOT = "this boot"
@@ -159,3 +160,95 @@ def test_it_is_begun_anew_when_it_is_large_and_forgets_in_order(tmp_path: Path, 
     assert 110 < past.forgotten_at < 310
     assert not past.was_never_assigned("job0", 1, past.forgotten_at - 1)
     assert past.was_never_assigned("new", 1, past.forgotten_at + SLACK_SECONDS + 1)
+
+
+# ---- the lines by themselves ----
+
+
+@pytest.mark.parametrize("what", ["made", "missing", "found", "unanswered", "cancelled", "acknowledged", "done", "submitted"])
+def test_what_is_told_of_a_job_that_was_never_assigned_is_no_line(what: str) -> None:
+    assert Book().fold(record(101, "unknown", what, made="[]", beyond="", until=110.0)) is None
+
+
+@pytest.mark.parametrize("line", [("L", 101, "j", 110.0), ("M", 101, "j", ["/srv/o"], ""), ("U", 101, "j", [])])
+def test_a_line_whose_assignment_is_not_there_says_nothing(line: tuple[object, ...]) -> None:
+    past = Book().read([("E", BOOT, 100, 1, True), line], BOOT, 200.0, 2)
+    assert past.assigned == {}
+
+
+def test_all_that_is_live_is_in_the_lines_that_are_left_of_many() -> None:
+    book = Book()
+    for job in ("runs", "waits", "missing", "beyond"):
+        book.fold(assigned(101, job, made=("/srv/a",)))
+        book.fold(record(102, job, "made", made=json.dumps(("/srv/o",)), beyond="it changed /srv/f" if job == "beyond" else ""))
+    book.fold(record(103, "waits", "lost", made=json.dumps(("/srv/a", "/srv/o"))))
+    book.fold(record(104, "missing", "missing", until=117.0))
+    book.fold(record(105, "beyond", "made", made="[]", beyond="and more"))
+    lines = [("E", BOOT, 100, 1, True), *book.lines(110)]
+    assert len(lines) == 7
+    assert {line[1] for line in lines[1:]} == {110}
+    assert Book().read(lines, BOOT, 200.0, 2).assigned == book.live
+    assert book.live["beyond"].beyond == "it changed /srv/f"
+    assert book.live["missing"].lost_at == 117.0
+
+
+def test_a_file_that_was_begun_anew_forgets_only_what_no_older_file_has() -> None:
+    whole, rest = ("E", BOOT, 100, 1, True), ("E", BOOT, 150, 1, False)
+    assert Book().read([whole, rest], BOOT, 200.0, 2).forgotten_at == -math.inf
+    assert Book().read([rest], BOOT, 200.0, 2).forgotten_at == 150
+    assert Book().read([("E", BOOT, 100, 3, True), rest], BOOT, 200.0, 2).forgotten_at == 150
+
+
+def test_a_distributor_that_wrote_nothing_has_lived_all_the_same(tmp_path: Path) -> None:
+    write(tmp_path, now=100.0)
+    assert read(tmp_path, now=103.0).recover_until == 113.0
+
+
+# ---- the file ----
+
+
+def test_a_damaged_line_is_not_the_one_before_it_again(tmp_path: Path) -> None:
+    write(tmp_path, assigned(101, "runs"), record(102, "runs", "made", made=json.dumps(("/srv/o",)), beyond=""))
+    with (tmp_path / "assignments").open("ab") as file:
+        file.write(b'"M",1\n\xff\n')
+    assert read(tmp_path).assigned["runs"].made == ("/srv/o",)
+
+
+def test_a_distributor_that_is_killed_has_written_all_that_it_knew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger.fold(assigned(101.5, "runs"))
+    assert read(tmp_path).assigned.keys() == {"runs"}
+    monkeypatch.setattr(ledgers, "MAX_BYTES", 0)
+    ledger.fold(assigned(102, "begun anew"))
+    ledger.fold(record(103, "runs", "cancelled"))
+    assert read(tmp_path, epoch=3).assigned.keys() == {"begun anew"}
+    ledger.close()
+
+
+def test_the_file_before_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger.fold(assigned(101, "over"))
+    ledger.fold(record(102, "over", "failed"))
+    monkeypatch.setattr(ledgers, "MAX_BYTES", 0)
+    ledger.fold(assigned(103, "runs"))
+    ledger.close()
+    past = read(tmp_path)
+    assert past.epitaph("over") is not None
+    assert past.assigned.keys() == {"runs"}
+
+
+def test_a_ledger_that_lacks_a_line_leaves_no_older_file_either(tmp_path: Path) -> None:
+    (tmp_path / "assignments.before").write_bytes(b"\n")
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger._out.close()
+    ledger._out = (tmp_path / "assignments").open("rb", buffering=0)
+    ledger.fold(assigned(101, "lost"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "until"), [(0.9, 113.0), (1.0, 114.0)])
+def test_that_it_lives_is_written_once_a_second(tmp_path: Path, seconds: float, until: float) -> None:
+    ledger = Ledger(tmp_path, 1, 100.0, BOOT)
+    ledger.lives(100.0 + seconds)
+    ledger.close()
+    assert read(tmp_path, now=102.0).recover_until == until

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from dataclasses import dataclass, field, replace
 
-from dwrap.distributor.events import AgentSpec, Load
+import pytest
+
+from dwrap.distributor.events import AgentSpec, JobSpec, Load
 from dwrap.distributor.placement import Agent, Placement
 
 GIB = 1 << 30
@@ -114,3 +118,164 @@ def test_stale_entries_are_swept() -> None:
         for agent in agents:
             placement.update(agent)
     assert sum(len(group.heap) for group in placement._groups.values()) <= 4 * len(agents) + 65
+
+
+@pytest.mark.parametrize(
+    ("load", "is_short"),
+    [
+        (Load(memory_available_bytes=0), False),  # not known
+        (Load(memory_available_bytes=1), True),
+        (Load(memory_available_bytes=(256 << 20) - 1), True),
+        (Load(memory_available_bytes=256 << 20), False),
+        (Load(psi_memory=20.0), False),
+        (Load(psi_memory=20.1), True),
+    ],
+)
+def test_when_an_agent_is_short_of_memory(load: Load, is_short: bool) -> None:
+    assert made(Placement(), 1, load=load).is_short_of_memory is is_short
+
+
+def test_an_agent_with_processes_that_others_left_takes_no_work() -> None:
+    placement = Placement()
+    agent = made(placement, 1)
+    agent.spec = replace(agent.spec, leftover=1)
+    placement.update(agent)
+    assert placement.best(placement.pools) is None
+
+
+def test_a_pool_is_there_as_long_as_one_agent_is() -> None:
+    placement = Placement()
+    first, second = made(placement, 1), made(placement, 2)
+    assert [placement.remove(first), placement.remove(second)] == [False, True]
+
+
+def test_an_agent_by_name_is_taken_only_where_it_may_be() -> None:
+    placement = Placement()
+    agent, elsewhere = made(placement, 1, slots=1), made(placement, 2, roots=("/home",))
+    assert placement.best([agent.pool], only="a1") is agent
+    assert placement.best([agent.pool], only="a2") is None
+    assert placement.best([elsewhere.pool], ("a2",), only="a2") is None
+    agent.jobs.add("x")
+    assert placement.best([agent.pool], only="a1") is None
+
+
+def test_the_best_of_all_pools_is_found_whichever_are_full_or_gone() -> None:
+    placement = Placement()
+    full, free = made(placement, 1, slots=1, jobs=1, roots=("/a",)), made(placement, 2, roots=("/b",))
+    gone = made(Placement(), 3, roots=("/c",))
+    for pools in itertools.permutations((full.pool, free.pool, gone.pool)):
+        assert placement.best(pools) is free
+        assert placement.count(pools) == 2
+        assert placement.are_all_among(pools, ("a1", "a2"))
+        assert not placement.are_all_among(pools, ("a1", "a3", "a4"))
+
+
+def test_a_heap_that_was_swept_is_one() -> None:
+    dice, placement = random.Random(1), Placement()
+    agents = [made(placement, peer, slots=64) for peer in range(1, 40)]
+    for step in range(400):
+        for agent in dice.sample(agents, 20):  # nobody looks meanwhile
+            agent.jobs = {str(number) for number in range(dice.randint(0, 60))}
+            placement.update(agent)
+        assert placement.best(placement.pools) is min(agents, key=lambda one: (one.score, one.peer)), step
+
+
+# ---- jobs that not every agent will do for
+
+
+@dataclass
+class Wish:
+    """A job that is choosy."""
+
+    id: str = "j"
+    memory_bytes: int = 0
+    alone: bool = False
+    avoid: tuple[str, ...] = ()
+    spec: JobSpec = field(default_factory=lambda: JobSpec("j", "/", "cc", "b"))
+
+
+def sized(placement: Placement, *sizes: int, slots: int = 2) -> list[Agent]:
+    """Agents with so much memory each."""
+    agents = [made(placement, peer, slots=slots) for peer in range(1, len(sizes) + 1)]
+    for agent, size in zip(agents, sizes, strict=True):
+        agent.spec = replace(agent.spec, memory_bytes=size)
+        placement.update(agent)
+    return agents
+
+
+def test_a_job_that_only_avoids_an_agent_goes_to_the_best_of_the_others() -> None:
+    placement = Placement()
+    _, second = sized(placement, 0, 0)
+    job = Wish(avoid=("a1",))
+    assert placement.best_for(job, placement.pools) is second
+    assert not job.alone
+
+
+def test_where_there_is_more_memory_the_least_loaded_is_taken_in_turn() -> None:
+    placement = Placement()
+    _, busy, later, first, full = sized(placement, 4, 8, 8, 8, 8)
+    busy.jobs.add("x")
+    full.jobs.update("xy")
+    placement.gave(first)
+    placement.gave(later)
+    placement.gave(first)
+    job = Wish(memory_bytes=4)
+    assert placement.best_for(job, placement.pools) is later
+    later.jobs.add("x")
+    first.jobs.add("x")
+    assert placement.best_for(job, placement.pools) is busy, "it has had a turn the longest ago"
+    later.jobs.clear()
+    assert placement.best_for(job, placement.pools) is later, "less loaded"
+    for agent in (busy, later, first):
+        agent.jobs.update("xy")
+    assert placement.best_for(job, placement.pools) is None
+    assert not job.alone, "it waits for one that has more"
+
+
+def test_a_job_for_one_agent_has_that_one_for_itself() -> None:
+    placement = Placement()
+    _, second, _ = sized(placement, 8, 4, 4)
+    job = Wish(memory_bytes=4, spec=JobSpec("j", "/", "cc", "b", agent="a2"))
+    assert placement.best_for(job, placement.pools) is second
+    assert (job.alone, second.reserved) == (True, True)
+
+
+def test_a_job_alone_is_so_wherever_it_goes() -> None:
+    placement = Placement()
+    small, large = sized(placement, 4, 8)
+    large.jobs.add("x")
+    job = Wish(memory_bytes=4, alone=True)
+    assert placement.best_for(job, placement.pools) is None
+    assert (small.reserved, large.reserved) == (False, True)
+    assert placement.best(placement.pools) is small, "nothing else is placed on the one that is kept free"
+    small.jobs.update("xy")
+    placement.update(small)
+    assert placement.best(placement.pools) is None
+    other = Wish("other", 8)
+    assert placement.best_for(other, placement.pools) is None
+    assert (other.alone, small.reserved) == (True, True), "each has its own"
+    assert placement.best_for(Wish("third", 8), placement.pools) is None
+    large.jobs.clear()
+    assert placement.best_for(job, placement.pools) is large
+    placement.unreserve("j")
+    assert placement.best(placement.pools) is large
+
+
+def test_an_agent_that_will_not_do_any_more_is_kept_free_no_longer() -> None:
+    placement = Placement()
+    small, large = sized(placement, 4, 8)
+    job = Wish(memory_bytes=8)
+    assert placement.best_for(job, placement.pools) is large
+    job.avoid = ("a2",)
+    assert placement.best_for(job, placement.pools) is small
+    assert (small.reserved, large.reserved) == (True, False)
+    assert placement.best(placement.pools) is large
+
+
+def test_an_agent_that_has_left_does_not_come_back_with_its_reservation() -> None:
+    placement = Placement()
+    [agent] = sized(placement, 4)
+    assert placement.best_for(Wish(memory_bytes=4), placement.pools) is agent
+    placement.remove(agent)
+    placement.unreserve("j")
+    assert placement.best(placement.pools) is None
