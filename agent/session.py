@@ -427,7 +427,7 @@ def _key(fields: Fields) -> Key:
 
 
 def _stream(fields: Fields) -> int:
-    stream = _STREAM_NUMBERS.get(fields.get("stream") or b"stdin")
+    stream = _STREAM_NUMBERS.get(fields.need("stream"))
     if stream is None:
         raise ProtocolError("field stream names no stream")
     return stream

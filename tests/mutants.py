@@ -36,7 +36,7 @@ CORES: Final = tuple(
 )
 TEST_FILES: Final = (
     *("scheduler", "fleet", "fleet_results", "jobs", "standing", "ledger", "placement"),
-    *("session", "attempt", "session_views"),
+    *("session", "attempt", "session_views", "session_edges"),
 )
 SEEDS: Final = range(150)
 TIMEOUT_SECONDS: Final = 20  # of a mutant's process: one that takes longer has been noticed
