@@ -7,6 +7,7 @@ know how jobs are scheduled.
 
 Order matters where descriptors are reused: a batch of messages is received first, then the monitor's events that led up
 to it; messages of known connections are handled, then the events applied, then the messages of those that were unknown.
+Where an event is an end, what was said before it is received first.
 A batch without unknown ones leaves the events for the next turn of the loop.
 """
 
@@ -50,6 +51,8 @@ _LOOK_SECONDS: Final = 1.0
 _OLDEST_LIBZMQ: Final = (4, 3, 3)
 
 log = logging.getLogger("dwrap.distributor")
+Batch = list[tuple[zmq.Frame, list[bytes]]]
+"""Messages: the routing id, with the connection's properties, and the frames."""
 
 
 class Broker:
@@ -78,6 +81,7 @@ class Broker:
         self._wake_write.setblocking(False)
         self._stopping = False
         self._look_at = 0.0
+        self._early: Batch = []  # came before the events that tell of their senders
         self._router = _open_router(context)
         self._send_frame = partial(zmq.backend.Socket.send, self._router)  # Socket.send without the sugar, a third of the cost
         self._monitor = self._router.get_monitor_socket(_ACCEPTED | _DISCONNECTED)
@@ -105,7 +109,7 @@ class Broker:
                 self._answer_asks()
             full = True
             while full:
-                full = self._take_batch(self._monitor in ready) == _BATCH
+                full = self._take_batch(self._monitor in ready)
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
             self._look_for_silence(time.monotonic())
@@ -158,27 +162,45 @@ class Broker:
             except Exception as error:
                 answer.set_exception(error)
 
-    def _take_batch(self, has_events: bool) -> int:
-        """Handles up to _BATCH messages, and the monitor's events. Returns how many messages there were."""
-        known = self._links.by_rid
-        batch = self._receive()
-        strangers = [(head, frames) for head, frames in batch if head.bytes not in known]
-        happenings = self._receive_events() if strangers or has_events else ()
-        for head, frames in batch:
-            link = known.get(head.bytes)
-            if link is not None:
-                self._dispatch(link, frames)
+    def _take_batch(self, has_events: bool) -> bool:
+        """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
+        batch = [*self._early, *self._receive()]
+        self._early = []
+        has_strangers = any(head.bytes not in self._links.by_rid for head, _ in batch)
+        happenings = self._receive_events() if has_strangers or has_events else ()
+        strangers = self._dispatch_known(batch)
+        if any(kind == _DISCONNECTED for kind, _ in happenings):
+            self._take_last_words()
         for kind, fd in happenings:
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
         for head, frames in strangers:
-            link = known.get(head.bytes) or self._meet(head)
+            link = self._links.by_rid.get(head.bytes) or self._meet(head)
             if link is not None:
                 self._dispatch(link, frames)
-        return len(batch)
+        return len(batch) >= _BATCH or bool(self._early)
 
-    def _receive(self) -> list[tuple[zmq.Frame, list[bytes]]]:
+    def _dispatch_known(self, batch: Batch) -> Batch:
+        """Handles the messages of connections that have spoken before. Returns the others."""
+        strangers: Batch = []
+        for head, frames in batch:
+            link = self._links.by_rid.get(head.bytes)
+            if link is None:
+                strangers.append((head, frames))
+            else:
+                self._dispatch(link, frames)
+        return strangers
+
+    def _take_last_words(self) -> None:
+        """What was said before the ends that have just been read of. Strangers among them wait for the events of their own beginnings."""
+        full = True
+        while full:
+            late = self._receive()
+            self._early += self._dispatch_known(late)
+            full = len(late) == _BATCH
+
+    def _receive(self) -> Batch:
         receive = self._router.recv
-        batch: list[tuple[zmq.Frame, list[bytes]]] = []
+        batch: Batch = []
         try:
             while len(batch) < _BATCH:
                 head = frame = receive(_NOBLOCK, copy=False)

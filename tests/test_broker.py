@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import zmq
+from farm import eventually
 
 from dwrap.distributor import identity
 from dwrap.distributor.broker import Broker
@@ -301,6 +302,32 @@ def test_what_a_submitter_says_while_its_agent_is_away_is_dropped(house: House, 
     assert peer.hear("MISSING").text("job") == job
     peer.say(job=job, **say)
     assert peer.has_nothing(house.peer())
+
+
+def test_the_last_word_of_a_submitter_counts_however_late_it_is_read(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes, and the end of its connection, after the messages were received and before the events are."""
+    agent = house.agent()
+    peer, job = house.running(agent)
+    agent.say("RESULT", job=job, attempt=1, status=0)
+    peer.hear("RESULT")
+    original, began, may_go_on = house.broker._receive_events, threading.Event(), threading.Event()
+
+    def late() -> list[tuple[int, int]]:
+        began.set()
+        assert may_go_on.wait(DEADLINE_MS / 1000)
+        return original()
+
+    monkeypatch.setattr(house.broker, "_receive_events", late)
+    other = house.peer()
+    other.say("QUERY", what="agents")
+    assert began.wait(DEADLINE_MS / 1000)
+    held = len(os.listdir("/proc/self/fd"))
+    peer.say("ACK", job=job)
+    peer.socket.close(linger=DEADLINE_MS)
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= held - 2, saying="both ends are closed")
+    may_go_on.set()
+    assert other.frames()[0] == b"REPLY"
+    assert agent.hear("ACK").text("job") == job
 
 
 def test_a_job_is_not_claimed_without_its_stamp(house: House) -> None:
