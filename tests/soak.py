@@ -37,6 +37,7 @@ DESCRIPTORS = 4  # that come and go with jobs
 LEDGER_BYTES = 2 * 4 * 1024 * 1024 + 4096
 JOB_SECONDS = 120.0
 UNIT = "".join(f"int f{number}(int x) {{ return x * {number} + f{max(0, number - 1)}(x); }}\n" for number in range(60))
+REMEMBERED = ("alive-", "said-", "silent-", "name-", "slot-", "reads-")  # what wrappers keep for each other
 MARK = f"SOAK_MARK={os.getpid()}"
 
 
@@ -233,7 +234,9 @@ def left(place: Path) -> Iterator[str]:
     """What should not be there once the farm has ended."""
     yield from left_running(place)
     yield from (f"in the work directory: {path}" for path in (place / "work").iterdir())
-    yield from (f"in the runtime directory: {path}" for path in (place / "runtime").rglob("*") if "tmp" in path.name)
+    remembered = list((place / "runtime").glob("dwrap/*"))  # under a name with a process's number while it is written
+    strays = [path for path in remembered if not path.name.startswith(REMEMBERED) or path.suffix[1:].isdigit()]
+    yield from (f"in the runtime directory: {path}" for path in strays)
     ours = {"unit.o", "unit.c", "text"}
     yield from (f"in a job's directory: {path}" for path in place.glob("thread*/*") if path.name not in ours)
     sizes = {path: path.stat().st_size for path in (place / "state").glob("assign*")}
