@@ -89,7 +89,8 @@ def flowing(load: Load) -> Iterator[None]:
 def scale_up(farm: Farm) -> None:
     """To AGENTS agents of one slot."""
     with ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
-        list(pool.map(lambda number: farm.add_agent(f"agent-{number}", 1), range(AGENTS)))
+        work = farm.directory / "work"  # of their own, as on machines of their own
+        list(pool.map(lambda number: farm.add_agent(f"agent-{number}", 1, "--work", str(work / str(number))), range(AGENTS)))
     eventually(lambda: len(serving(farm)) == AGENTS, saying="all of them serve")
 
 
