@@ -98,6 +98,12 @@ def test_single_cases(cases: str, shape: lab.Shape) -> None:
     assert status == 0, text
 
 
+@pytest.mark.parametrize("server", ("knfsd-4.2", "ganesha") if FULL else lab.SERVERS[:1])
+def test_nothing_of_an_agent_that_was_cut_off_replaces_what_is_newer(server: str) -> None:
+    status, text = prove("loss", "control", "belated", "in_place", shape=lab.Shape(server))
+    assert status == 0, text
+
+
 def test_an_output_costs_what_its_write_back_costs() -> None:
     status, text = prove("../../benchmarks/coherence_inside", "--jobs", "20", shape=lab.Shape())
     assert status == 0, text
