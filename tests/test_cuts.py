@@ -184,15 +184,17 @@ def noticed(what: str, begun: float, is_over: Callable[[], bool], most: float) -
     assert seconds <= most, f"{what} was noticed after {seconds:.2f} s, not within {most:g}"
 
 
-def is_alive(mark: str) -> bool:
-    """Does a process live that has this word among its arguments?"""
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if mark.encode() in file.read_bytes().split(b"\0"):
-                return True
-        except OSError:
-            continue
-    return False
+def living(mark: str) -> int:
+    """How many processes have this word among their arguments."""
+    return sum(mark.encode() in words(file) for file in Path("/proc").glob("[0-9]*/cmdline"))
+
+
+def words(file: Path) -> list[bytes]:
+    """None of a process that has gone meanwhile."""
+    try:
+        return file.read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def tree(mark: str, says: str = "true") -> str:
@@ -204,7 +206,7 @@ def tree(mark: str, says: str = "true") -> str:
 
 def start_tree(farm: Spread, mark: str, says: str = "true", **more: str) -> subprocess.Popen[bytes]:
     wrapper = start(farm, tree(mark, says), **more)
-    eventually(lambda: is_alive(mark), saying="the tree is up")
+    eventually(lambda: living(mark) == 2, saying="the tree is up")
     assert wrapper.stdout is not None
     assert wrapper.stdout.readline() == b"up\n"
     return wrapper
@@ -227,10 +229,10 @@ def test_silence_is_noticed_once_the_lease_is_over(farm: Spread) -> None:
         farm.cut(DESK, Cut.DROPPED)
         farm.cut("a2", Cut.DROPPED)
         bounds = [
-            ("an agent that is silent has ended what it had", lambda: not is_alive(marks["far"]), SILENCE_SECONDS),
+            ("an agent that is silent has ended what it had", lambda: not living(marks["far"]), SILENCE_SECONDS),
             ("agent silent", lambda: farm.names() == {"a1"}, SILENCE_SECONDS + TOLERANCE_SECONDS),
-            ("desktop silent, its tree is gone", lambda: not is_alive(marks["quiet"]), SILENCE_SECONDS + TOLERANCE_SECONDS),
-            ("desktop silent, its printing tree is gone", lambda: not is_alive(marks["loud"]), SILENCE_SECONDS + TOLERANCE_SECONDS),
+            ("desktop silent, its tree is gone", lambda: not living(marks["quiet"]), SILENCE_SECONDS + TOLERANCE_SECONDS),
+            ("desktop silent, its printing tree is gone", lambda: not living(marks["loud"]), SILENCE_SECONDS + TOLERANCE_SECONDS),
         ]
         with ThreadPoolExecutor(len(bounds)) as pool:
             for one in [pool.submit(noticed, what, cut, is_over, most) for what, is_over, most in bounds]:
@@ -250,7 +252,7 @@ def test_of_a_wrapper_that_is_ended_nothing_is_left(number: signal.Signals, farm
     mark = f"tree-{number.name}-{os.getpid()}"
     wrapper = start_tree(farm, mark)
     wrapper.send_signal(number)
-    noticed(f"wrapper ended by {number.name}, its tree is gone", time.monotonic(), lambda: not is_alive(mark), TREE_SECONDS)
+    noticed(f"wrapper ended by {number.name}, its tree is gone", time.monotonic(), lambda: not living(mark), TREE_SECONDS)
     wrapper.communicate()
     assert wrapper.returncode == -number
 
