@@ -272,8 +272,8 @@ def test_the_end_of_an_agent_is_noticed_at_once_and_its_return_too(house: House)
     agent = house.agent("a1", incarnation="i1")
     peer, job = house.running(agent)
     agent.close()
-    back = house.agent("a1", incarnation="i2", former="i1", kept=f"{job}:1:{os.getuid()}")
     assert peer.hear("MISSING").text("job") == job
+    back = house.agent("a1", incarnation="i2", former="i1", kept=f"{job}:1:{os.getuid()}")
     assert peer.hear("RESUME").text("job") == job
     say = {"job": job, "version": 1, "cwd": "/srv", "command": "cc", "build": "b", "attempt": 1, "epoch": 42, "go_ms": 5}
     say |= {"stdout": 0, "stderr": 0, "stdout_limit": 65_536, "stderr_limit": 65_536}
