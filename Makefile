@@ -79,5 +79,10 @@ chaos: setup
 soak: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/python tests/soak.py $(MINUTES)
 
+# Small defects are planted in the cores, one at a time: a test fails, or tests/survivors.txt says why none does. CORES='agent/session.py' for some.
+.PHONY: mutants
+mutants: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/python tests/mutants.py $(CORES)
+
 clean:
 	rm -rf build dist
