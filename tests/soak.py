@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import runpy
 import shutil
 import signal
 import statistics
@@ -24,14 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from farm import DWRAP, Farm, eventually, resident_bytes
+from farm import DWRAP, Farm, eventually, query, resident_bytes
 from troubles import Trouble, chaos
+
+from dwrap.distributor import past, records
 
 MINUTES = 30.0
 THREADS = 5
 SAMPLE_SECONDS = 10.0
-WARM_SECONDS = 40.0
-JUDGED_SAMPLES = 9  # of a life, after it is warm
+WARM_SECONDS = 80.0
+JUDGED_SAMPLES = 6  # of a life, after it is warm
+REMEMBERED_JOBS = 2_500  # that have ended, instead of 100,000: as many end while the distributor gets warm
 GROWTH = 1.1
 DESCRIPTORS = 4  # that come and go with jobs
 LEDGER_BYTES = 2 * 4 * 1024 * 1024 + 4096
@@ -120,9 +124,16 @@ class Load:
     def _cancelled(self, cwd: Path, chance: random.Random) -> None:
         wrapper = subprocess.Popen([DWRAP, "sh", "-c", "sleep 300; true"], env=self._environment, cwd=cwd, stdin=subprocess.DEVNULL)
         time.sleep(chance.uniform(0, 0.5))
-        wrapper.send_signal(chance.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGINT]))
-        if wrapper.wait(timeout=JOB_SECONDS) not in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT):
-            raise Wrong(f"it ended with {wrapper.returncode}")
+        number = chance.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+        wrapper.send_signal(number)
+        try:
+            wrapper.wait(timeout=JOB_SECONDS)
+        except subprocess.TimeoutExpired:
+            wrapper.kill()
+            known = query(self._environment["DWRAP_HOST"], "jobs")["jobs"]
+            raise Wrong(f"signal {number} did not end it: {[job for job in known if job['pid'] == wrapper.pid]}") from None
+        if wrapper.returncode != -number:
+            raise Wrong(f"it ended with {wrapper.returncode}, not by signal {number}")
 
     def _in_place(self, cwd: Path, chance: random.Random) -> None:
         (cwd / "text").write_text(UNIT)
@@ -243,6 +254,13 @@ def left(place: Path) -> Iterator[str]:
     yield from (f"the ledger: {path} has {size} bytes" for path, size in sizes.items() if size > LEDGER_BYTES)
 
 
+def run_distributor(program: str, *arguments: str) -> None:
+    """The distributor with bounds that it reaches while it gets warm: what grows after that has none."""
+    past.MAX_ENDED, records.HISTORY_JOBS = REMEMBERED_JOBS, REMEMBERED_JOBS  # type: ignore[misc]
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+
 def soak(place: Path, minutes: float, seed: int) -> list[str]:
     """What is wrong afterwards."""
     os.environ["TMPDIR"] = str(place / "work")  # the daemons' own
@@ -252,7 +270,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
     began, chance = time.monotonic(), random.Random(seed)
     key, _, value = MARK.partition("=")
     os.environ[key] = value
-    with Farm(place, agents=3) as farm:
+    with Farm(place, agents=3, under=(sys.executable, __file__, "distributor")) as farm:
         runtime = str(place / "runtime")
         load = Load(place, farm.environment(DWRAP_FALLBACK="fail", DWRAP_PATIENCE="60", XDG_RUNTIME_DIR=runtime, TMPDIR="/tmp"))
         with ThreadPoolExecutor(THREADS) as pool:
@@ -286,4 +304,6 @@ def main(minutes: float) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["distributor"]:
+        run_distributor(*sys.argv[2:])
     sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES))
