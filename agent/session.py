@@ -136,8 +136,8 @@ class Session:
     def _news(self, event: News, now: float) -> list[Action]:
         if not self._ancestry.learn(event):
             return []
-        facts = (("ended", len(event.former)), ("results", len(event.results)), ("leftover", event.leftover))
-        actions: list[Action] = [Log("former", facts)]
+        log = Log("former", (("ended", len(event.former)), ("results", len(event.results)), ("leftover", event.leftover)))
+        actions: list[Action] = [log]
         for key, uid, outcome, written in event.results:
             if key not in self._running and key not in self._kept:
                 actions += self._keep(of_former(key, uid, outcome, written), now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_a_distributor_that_wrote_nothing_has_lived_all_the_same(tmp_path: Path)
 def test_a_damaged_line_is_not_the_one_before_it_again(tmp_path: Path) -> None:
     write(tmp_path, assigned(101, "runs"), record(102, "runs", "made", made=json.dumps(("/srv/o",)), beyond=""))
     with (tmp_path / "assignments").open("ab") as file:
-        file.write(b'"M",1\n\xff\n')
+        file.write(b"\xff\n")
     assert read(tmp_path).assigned["runs"].made == ("/srv/o",)
 
 
@@ -220,9 +221,32 @@ def test_a_distributor_that_is_killed_has_written_all_that_it_knew(tmp_path: Pat
     assert read(tmp_path).assigned.keys() == {"runs"}
     monkeypatch.setattr(ledgers, "MAX_BYTES", 0)
     ledger.fold(assigned(102, "begun anew"))
+    monkeypatch.undo()
     ledger.fold(record(103, "runs", "cancelled"))
     assert read(tmp_path, epoch=3).assigned.keys() == {"begun anew"}
     ledger.close()
+
+
+def test_what_waits_to_be_run_again_is_known_from_a_file_that_was_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "MAX_BYTES", 0)
+    write(tmp_path, assigned(101, "waits"), record(102, "waits", "lost", made="[]"), assigned(103, "other"), assigned(104, "another"))
+    (tmp_path / "assignments.before").unlink()
+    assert read(tmp_path).assigned["waits"].agent is None
+
+
+def test_a_file_that_cannot_be_begun_anew_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    ledger = Ledger(folder, 1, 100.0, BOOT)
+    monkeypatch.setattr(ledgers, "MAX_BYTES", 0)
+    shutil.rmtree(folder)
+    ledger.fold(assigned(101, "one"))
+    ledger.fold(assigned(102, "two"))
+    ledger.lives(110.0)
+    folder.mkdir()
+    ledger.lives(120.0)
+    ledger.close()
+    assert read(folder).assigned.keys() == {"one", "two"}
 
 
 def test_the_file_before_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,20 +213,21 @@ def test_a_job_that_only_avoids_an_agent_goes_to_the_best_of_the_others() -> Non
 
 def test_where_there_is_more_memory_the_least_loaded_is_taken_in_turn() -> None:
     placement = Placement()
-    _, busy, later, first, full = sized(placement, 4, 8, 8, 8, 8)
-    busy.jobs.add("x")
+    _, *larger, full = sized(placement, 4, 8, 8, 8, 8)
     full.jobs.update("xy")
-    placement.gave(first)
-    placement.gave(later)
-    placement.gave(first)
     job = Wish(memory_bytes=4)
-    assert placement.best_for(job, placement.pools) is later
-    later.jobs.add("x")
-    first.jobs.add("x")
-    assert placement.best_for(job, placement.pools) is busy, "it has had a turn the longest ago"
-    later.jobs.clear()
-    assert placement.best_for(job, placement.pools) is later, "less loaded"
-    for agent in (busy, later, first):
+    given = []
+    for _ in range(6):
+        chosen = placement.best_for(job, placement.pools)
+        assert chosen is not None
+        placement.gave(chosen)
+        given.append(chosen)
+    assert set(given) == set(larger)
+    assert given[3:] == given[:3]
+    for agent in given[:2]:
+        agent.jobs.add("x")
+    assert placement.best_for(job, placement.pools) is given[2]
+    for agent in larger:
         agent.jobs.update("xy")
     assert placement.best_for(job, placement.pools) is None
     assert not job.alone, "it waits for one that has more"
