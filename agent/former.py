@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -41,8 +42,7 @@ class Former:
 
     def look(self) -> News:
         """What was not told before. To be asked again as long as there are leftovers."""
-        former: list[str] = []
-        results: list[Result] = []
+        free: dict[Path, int] = {}
         leftover = 0
         for folder in sorted(self._parent.glob(f"{workplace.PREFIX}*-*")):
             fd = None if folder == self._own or folder in self._taken else _take(folder)
@@ -56,18 +56,23 @@ class Former:
                 leftover += max(1, sum(not fields for _, _, fields, _ in _records(folder)))
                 os.close(fd)
             else:
-                former += [*_lines(folder / FORMER), workplace.incarnation(folder)]
-                results += self._take_over(folder, fd)
-        if former:
-            self._hand_down(former)
-        return News(tuple(former), tuple(results), leftover)
+                free[folder] = fd
+        former = self._hand_down(free) if free else ()
+        results = [result for folder, fd in free.items() for result in self._take_over(folder, fd)]
+        return News(former, tuple(results), leftover)
 
-    def _hand_down(self, former: list[str]) -> None:
-        """Whoever comes after this incarnation can vouch for them too, when this one dies before it was heard."""
+    def _hand_down(self, gone: Collection[Path]) -> tuple[str, ...]:
+        """Whoever comes after this incarnation can vouch for those too, when this one dies before it was heard. Returns who they are
+        and those that they have handed down, the oldest, which are forgotten first, in front.
+        """
+        newest = {workplace.incarnation(folder): None for folder in gone}
+        older = {name: None for folder in gone for name in _lines(folder / FORMER) if name not in newest}
         file = self._own / FORMER
         fresh = file.with_suffix(".new")
-        fresh.write_text("\n".join([*_lines(file), *former][-MAX_FORMER:]), encoding="utf-8")
+        known = [name for name in _lines(file) if name not in newest and name not in older]
+        fresh.write_text("\n".join([*older, *known, *newest][-MAX_FORMER:]), encoding="utf-8")
         fresh.replace(file)
+        return (*older, *newest)
 
     def _is_ours(self, folder: Path) -> bool:
         return _owner(folder) == self._owner

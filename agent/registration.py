@@ -15,7 +15,8 @@ from dwrap.agent.events import Mounted, News, Send
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
 
-MAX_FORMER: Final = 64
+MAX_FORMER: Final = 64  # handed down from one incarnation to the next
+MAX_TOLD: Final = 4 * MAX_FORMER
 _ALL_LOCAL: Final = Mounted(views=False)
 
 
@@ -37,13 +38,13 @@ class Registration:
 class Ancestry:
     """The incarnations before this one, as far as their ends are known."""
 
-    former: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_FORMER))
+    former: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_TOLD))
     leftover: int = 0
 
     def learn(self, news: News) -> bool:
         """False when nothing of it is new."""
         is_new = bool(news.former or news.results or news.leftover != self.leftover)
-        self.former.extend(news.former)
+        self.former.extend(name for name in news.former if name not in self.former)
         self.leftover = news.leftover
         return is_new
 

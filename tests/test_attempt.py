@@ -12,7 +12,7 @@ from test_session import WELCOME, again, assign, attach, ended, only, received, 
 
 from dwrap.agent import events as e
 from dwrap.agent.attempt import MAX_MADE, MAX_MANIFEST_BYTES
-from dwrap.agent.registration import MAX_FORMER, Registration
+from dwrap.agent.registration import MAX_TOLD, Registration
 from dwrap.agent.session import Session
 from dwrap.protocol import messages
 from dwrap.protocol.messages import INITIAL_OUTPUT_CREDIT_BYTES as WINDOW
@@ -267,9 +267,9 @@ def test_what_a_former_incarnation_left_is_named_and_delivered() -> None:
 
 def test_what_is_told_of_former_incarnations_is_bounded() -> None:
     session = welcomed()
-    for number in range(MAX_FORMER + 1):
+    for number in range(MAX_TOLD + 1):
         [(_, fields)] = sent(session.handle(e.News((f"a-{number}",), (), 0), 0))
-    assert fields.texts("former") == tuple(f"a-{number}" for number in range(1, MAX_FORMER + 1))
+    assert fields.texts("former") == tuple(f"a-{number}" for number in range(1, MAX_TOLD + 1))
     assert (fields.get("incarnation"), fields.number("leftover")) == (None, 0)
 
 

@@ -18,6 +18,7 @@ from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind, News
 from dwrap.agent.former import FOREIGN_SECONDS, Former
 from dwrap.agent.link import boot_clock
+from dwrap.agent.registration import MAX_FORMER, Ancestry
 from dwrap.agent.runner import RECORD
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Fields
@@ -282,9 +283,35 @@ def test_who_is_gone_is_handed_down(tmp_path: Path) -> None:
     second = folder_of(tmp_path, "2-y")
     (second / "former").write_text("dwrap-agent-0-w")
     with workplace.claim(tmp_path, "a") as own:
-        names = ("dwrap-agent-1-x", "dwrap-agent-0-w", "dwrap-agent-2-y")
+        names = ("dwrap-agent-0-w", "dwrap-agent-1-x", "dwrap-agent-2-y")
         assert Former(tmp_path, "a", own).look().former == names
         assert (own / "former").read_text().split("\n") == list(names)
+
+
+def test_who_has_just_gone_is_told_before_those_that_were_handed_down(tmp_path: Path) -> None:
+    """What is told is bounded, and several directories hand down the same names."""
+    handed = [f"dwrap-agent-{number}-old" for number in range(MAX_FORMER)]
+    gone = ["dwrap-agent-1-x", "dwrap-agent-2-y", "dwrap-agent-3-z"]
+    for name in gone:
+        (folder_of(tmp_path, name.removeprefix(workplace.PREFIX)) / "former").write_text("\n".join([*handed, *gone[: gone.index(name)]]))
+    with workplace.claim(tmp_path, "a") as own:
+        news = Former(tmp_path, "a", own).look()
+        assert news.former == (*handed, *gone)
+        assert (own / "former").read_text().split("\n") == [*handed[len(gone) :], *gone]
+    ancestry = Ancestry()
+    ancestry.learn(news)
+    ancestry.learn(News(("dwrap-agent-4-w", *gone), (), 0))
+    assert list(ancestry.former) == [*handed, *gone, "dwrap-agent-4-w"]
+
+
+def test_who_is_gone_is_handed_down_before_its_directory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, "1-x")
+    with workplace.claim(tmp_path, "a") as own:
+        monkeypatch.setattr(workplace, "remove", lambda folder: seen.append((own / "former").exists()))
+        seen: list[bool] = []
+        Former(tmp_path, "a", own).look()
+        assert seen
+        assert all(seen)
 
 
 def test_an_agent_that_leaves_results_behind_leaves_its_directory(tmp_path: Path) -> None:
