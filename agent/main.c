@@ -237,6 +237,8 @@ int main(int argc, char **argv)
         reject_for(&run, OF_THE_AGENT, "reading its specification", wrong);
     revalidate(&run);
     undo(&run);
+    if (!runfile_begin(&run.spec))
+        reject_for(&run, OF_THE_AGENT, "recording it", strerror(errno));
     start(&run);
     relay(&run);
     if (run.start_over)

@@ -57,6 +57,8 @@ void drop_held(struct run *run);
 
 /* ---- runfile.c: what outlives the agent ---- */
 
+/* Says that the attempt is started from here on. False with errno. */
+bool runfile_begin(const struct spec *spec);
 /* Leaves the result where the agent after this one finds it. */
 void runfile_write(const struct spec *spec, const struct report *report, const struct outputs *outputs);
 void runfile_remove(const struct spec *spec);

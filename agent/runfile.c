@@ -1,8 +1,10 @@
-/* The file in which a job's result outlives its agent: the agent makes it before the start (three uint32: the user, 0, 0), the runner
- * puts the result behind that and then says how long it is: uint32 length of RESULT's fields, uint32 length of the manifest's
- * entries. Until then it says: started, and nothing is known. Knows that form (former.py reads it); does not know what is in it. */
+/* The file in which a job's result outlives its agent. The runner makes it before the start (three uint32: the user, 0, 0), puts the
+ * result behind that, and then says how long it is: uint32 length of RESULT's fields, uint32 length of the manifest's entries. Until
+ * then it says: started, and nothing is known; without it nothing was. Knows that form (former.py reads it); does not know what is in
+ * it. */
 #include "agent/run.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -17,6 +19,20 @@ static bool write_at(int fd, const void *data, size_t size, off_t at)
         size -= (size_t)done;
     }
     return true;
+}
+
+bool runfile_begin(const struct spec *spec)
+{
+    const uint32_t head[3] = {spec->become ? spec->uid : geteuid(), 0, 0};
+    if (!spec->run[0])
+        return true;
+    int fd = open(spec->run, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    bool done = fd >= 0 && write_at(fd, head, sizeof head, 0);
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return done;
 }
 
 void runfile_write(const struct spec *spec, const struct report *report, const struct outputs *outputs)

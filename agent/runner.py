@@ -231,7 +231,6 @@ class Runners:
 
     def _start(self, start: Start, identity: Identity) -> tuple[int, socket.socket]:
         with open(self._write_spec(start, identity), "rb", buffering=0) as spec:
-            self._record(start, identity)
             mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             mine.setblocking(False)
             try:
@@ -239,19 +238,10 @@ class Runners:
                     return self._fork(theirs.fileno(), spec.fileno()), mine
             except OSError:
                 mine.close()
-                self.forget(start.key)
                 raise
 
     def _path(self, key: Key) -> Path:
         return self._folder / f"{key[0]}.{key[1]}"
-
-    def _record(self, start: Start, identity: Identity) -> None:
-        """Says that the attempt was started, before it can be. Whoever finds a file without this header knows that it was not."""
-        fd = os.open(self._path(start.key), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, RECORD.pack(start.fields.number("uid", identity.uid), 0, 0))
-        finally:
-            os.close(fd)
 
     def forget(self, key: Key) -> None:
         """Removes the record of an attempt: it was acknowledged, or never started."""

@@ -19,7 +19,7 @@ from dwrap.agent.events import Kind, News
 from dwrap.agent.former import FOREIGN_SECONDS, Former
 from dwrap.agent.link import boot_clock
 from dwrap.agent.registration import MAX_FORMER, Ancestry
-from dwrap.agent.runner import RECORD
+from dwrap.agent.runner import RECORD, Runners
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Fields
 
@@ -146,6 +146,7 @@ def test_a_job_that_may_not_be_run_again_is_let_finish(place: Bench, views: bool
 
 def test_a_record_is_there_from_the_start_to_the_end(place: Bench) -> None:
     job = place.start(("cat",), stdin="stream", identity=Identity(os.geteuid(), 0, (), become=False))
+    job.until(lambda: job.credit)
     path = place.work / "runs" / "job0.1"
     assert RECORD.unpack(path.read_bytes()) == (os.geteuid(), 0, 0)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -424,6 +425,28 @@ def test_what_an_agent_left_when_it_died(tmp_path: Path) -> None:
         for key in ends:
             former.forget(key)
         assert list(works.iterdir()) == [own]
+
+
+def test_what_an_agent_died_over_before_there_was_a_runner_was_never_started(place: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runners, "_fork", die)
+    with pytest.raises(KeyboardInterrupt):
+        place.start(("true",))
+    assert [path for path in (place.work / "runs").iterdir() if path.stat().st_size] == []
+
+
+def test_an_agent_that_cannot_record_an_attempt_does_not_start_it(place: Bench) -> None:
+    place.start(("true",)).finish()
+    (place.work / "runs").chmod(0o700)
+    (place.work / "runs" / "job1.1").mkdir()
+    job = place.start(sh("echo x >new"))
+    job.until(lambda: job.rejected)
+    assert job.rejected == "the agent could not start the command: recording it: File exists"
+    assert job.fault == 1
+    assert not (place.cwd / "new").exists()
+    (place.work / "runs" / "job1.1").rmdir()
 
 
 def test_the_place_is_in_use_as_long_as_a_job_lives(place: Bench) -> None:
