@@ -171,7 +171,7 @@ def test_killed_wrapper_takes_the_tree_along(start, script: str) -> None:  # typ
 
 
 def test_stop_and_continue(start) -> None:  # type: ignore[no-untyped-def]
-    job = start("echo started; while :; do echo x >>ticks; sleep 0.02; done")
+    job = start("echo x >>ticks; echo started; while :; do echo x >>ticks; sleep 0.02; done")
     job.wait_for(b"started")
     ticks = job.fifo.parent / "ticks"
     job.signal(signal.SIGTSTP)

@@ -96,13 +96,17 @@ HIDDEN = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from dwrap.agent.workplace import RUNS
 from runner_bench import Bench, PROGRAM
 folder = Path(sys.argv[2])
 program = folder / "as-nobody"
 program.write_text(f"#!/bin/sh\\nexec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all {PROGRAM}\\n")
 program.chmod(0o755)
 bench = Bench(folder, "subreaper", program)
-os.chown(bench.work, 65534, 65534)
+runs = bench.work / RUNS
+runs.mkdir()
+for own in (bench.work, runs):
+    os.chown(own, 65534, 65534)
 hide = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); print('up', flush=True); time.sleep(600)"
 job = bench.run("/bin/sh", "-c", '(setsid python3 -c "$0" &); exit 5', hide, cwd="/")
 assert (os.WEXITSTATUS(job.status()), bytes(job.out[1])) == (5, b"up\\n"), job.out
