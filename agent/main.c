@@ -197,10 +197,11 @@ static void revalidate(struct run *run)
 static void undo(struct run *run)
 {
     char reason[MAX_REASON];
-    if (lease_is_over()) /* another attempt may have made them meanwhile, and be done */
-        reject(run, OF_THE_JOB, "the agent's lease was over before it could begin");
-    if (!undo_all(&run->spec, &run->trace.record, reason))
+    if (!undo_all(&run->spec, &run->control, &run->trace.record, reason))
         reject(run, OF_THE_JOB, reason);
+    const char *why = undo_why_not(&run->control); /* another attempt may run meanwhile, and even be done */
+    if (why)
+        reject(run, OF_THE_JOB, why);
 }
 
 /* In the starter already, so that no runner does it again: the agent alone decides when a job ends. */

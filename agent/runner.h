@@ -396,8 +396,10 @@ void depfile_read(int fd, void *to, void (*found)(void *to, const char *director
 
 /* ---- undo.c: what a lost attempt made ---- */
 
+/* Why this attempt may not do anything any more, though it has not begun, or NULL. */
+const char *undo_why_not(const struct control *control);
 /* Removes it as the user, last to first. False with a reason: the command must not start here. */
-bool undo_all(const struct spec *spec, struct record *record, char reason[MAX_REASON]);
+bool undo_all(const struct spec *spec, const struct control *control, struct record *record, char reason[MAX_REASON]);
 
 /* ---- lease.c: until when jobs may run ---- */
 

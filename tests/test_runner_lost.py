@@ -196,6 +196,82 @@ def test_nothing_outside_of_the_roots_is_removed(place: Bench) -> None:
     assert victim.exists()
 
 
+def deep(place: Bench) -> Path:
+    """A directory that takes long to come to."""
+    folder = place.cwd.joinpath(*["d"] * 150)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def stop_in_the_middle(place: Bench, names: list[Path], how: str) -> Job:
+    """A job that has removed some of them when its lease, or its agent, is over."""
+    for name in names:
+        name.touch()
+    job = place.start(("true",), lease=100, undo=names)
+    runners = place.runners
+    assert runners
+    while names[-1].exists():
+        assert not job.gone
+    if how == "lease":
+        runners.lease(boot_clock() - 1)
+        job.until(lambda: job.gone)
+    else:
+        job.runner.close()
+        place.until(lambda: runners.reap() or job.runner.pid not in runners.pids)
+    return job
+
+
+@pytest.mark.parametrize("how", ["lease", "agent"])
+def test_nothing_is_removed_any_more_once_its_time_is_over(place: Bench, how: str) -> None:
+    """In the middle, too: what is there by then may be another attempt's."""
+    names = [deep(place) / str(number) for number in range(500)]
+    for _ in range(20):
+        job = stop_in_the_middle(place, names, how)
+        if names[0].exists():
+            break
+    assert names[0].exists()
+    assert how == "agent" or job.rejected == "the agent's lease was over before it could begin"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("dir/../old", "that is no plain path"),
+        ("./old", "that is no plain path"),
+        ("dir//old", "that is no plain path"),
+        ("old/", "that is no plain path"),
+        ("link/in", "a link has taken the place of a directory"),
+        ("dir/up/old", "a link has taken the place of a directory"),
+    ],
+)
+def test_only_what_lies_where_it_was_made_is_removed(place: Bench, name: str, why: str) -> None:
+    (place.cwd / "dir").mkdir()
+    (place.cwd / "dir" / "in").write_text("before")
+    (place.cwd / "dir" / "up").symlink_to(place.cwd)
+    (place.cwd / "link").symlink_to("dir")
+    job = place.start(("true",), undo=[f"{place.cwd}/{name}"])
+    job.until(lambda: job.gone)
+    assert job.rejected == f"what a lost attempt made could not be removed: {place.cwd}/{name}: {why}"
+    assert (place.cwd / "old").exists()
+    assert (place.cwd / "dir" / "in").exists()
+
+
+def test_links_on_the_way_to_a_root_are_followed(place: Bench) -> None:
+    (place.folder / "link").symlink_to(place.cwd)
+    place.roots = (f"{place.folder}/link/",)
+    place.run("true", undo=[f"{place.folder}/link/old"])
+    assert not (place.cwd / "old").exists()
+
+
+@ROOT_ONLY
+def test_what_belongs_to_others_is_not_removed(place: Bench) -> None:
+    os.chown(place.cwd / "old", 65534, 65534)
+    job = place.start(("true",), undo=[place.cwd / "old"])
+    job.until(lambda: job.gone)
+    assert job.rejected.endswith("/old: it belongs to another user")
+    assert [path.name for path in place.cwd.iterdir()] == ["old"]
+
+
 # ---- memory
 
 

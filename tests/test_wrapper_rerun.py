@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -276,31 +279,129 @@ def made(directory: Path) -> list[str]:
     (directory / "new" / "deep").mkdir(parents=True)
     (directory / "new" / "deep" / "a.o").write_text("half")
     (directory / "new" / "link").symlink_to("/nowhere")
-    return [str(directory / name) for name in ("new", "new/deep", "new/deep/a.o", "new/link", "new/never-made", "new/deep/a.o/below")]
+    os.mkfifo(directory / "new" / "pipe")
+    names = ("new", "new/deep", "new/deep/a.o", "new/link", "new/pipe", "new/never-made", "new/deep/a.o/below")
+    return [str(directory / name) for name in names]
+
+
+def lost(names: Callable[[], Sequence[str]]) -> Callable[[Message], Script]:
+    """The attempt makes names after its GO, and is lost."""
+
+    def script(_submit: Message) -> Script:
+        yield offer(1)
+        yield from until("GO")
+        yield failed(*names())
+
+    return script
 
 
 def test_what_a_lost_attempt_made_is_removed_before_it_runs_here(dwrap: Wrapper) -> None:
-    names = made(dwrap.directory)
-    with TornDistributor(attempts([failed(*names)])) as d:
+    with TornDistributor(lost(lambda: made(dwrap.directory))) as d:
         done = dwrap.run(d.address, "sh", "-c", "test ! -e new && echo gone")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"gone\n", b"")
 
 
-@pytest.mark.parametrize("name", ["kept", "kept-directory", "relative"])
-def test_what_cannot_be_removed_ends_it(dwrap: Wrapper, name: str) -> None:
-    names = made(dwrap.directory)
-    (dwrap.directory / "kept-directory").mkdir()
-    (dwrap.directory / "kept-directory" / "users").write_text("file")
+def test_a_directory_in_which_others_have_put_something_stays(dwrap: Wrapper) -> None:
+    def names() -> list[str]:
+        (dwrap.directory / "new").mkdir()
+        (dwrap.directory / "new" / "users").write_text("file")
+        return [str(dwrap.directory / "new")]
+
+    with TornDistributor(lost(names)) as d:
+        done = dwrap.run(d.address, "cat", "new/users")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"file", b"")
+
+
+@pytest.fixture
+def tree(dwrap: Wrapper) -> Path:
+    """What was there long before the command: nothing of it can have been made by it."""
+    tree = dwrap.directory / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "dots").symlink_to(".")
+    for name in ("old", "sub/in"):
+        (tree / name).write_text("before")
+        os.utime(tree / name, (1, 1))
+    time.sleep(0.1)
+    return tree
+
+
+PLAIN = "that is no plain path"
+LINK = "a link has taken the place of a directory"
+OLD = "it was there before the command"
+ELSEWHERE = "it is on another file system than what the command names"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("relative", PLAIN),
+        ("/", PLAIN),
+        ("TREE/", PLAIN),
+        ("TREE//new", PLAIN),
+        ("TREE/./new", PLAIN),
+        ("TREE/sub/../new", PLAIN),
+        ("TREE/..", PLAIN),
+        ("TREE/dots/new", LINK),
+        ("TREE/old", OLD),
+        ("TREE/dots", OLD),
+        ("/proc/version", ELSEWHERE),
+    ],
+)
+def test_what_no_command_can_have_made_is_not_removed(dwrap: Wrapper, tree: Path, name: str, why: str) -> None:
     (dwrap.directory / "relative").write_text("file")
-    wrong = {"kept": "/proc/self/status", "kept-directory": str(dwrap.directory / "kept-directory"), "relative": "relative"}[name]
-    with TornDistributor(attempts([failed(wrong, *names)])) as d:
+    wrong = name.replace("TREE", str(tree))
+
+    def names() -> list[str]:
+        (tree / "new").write_text("file")
+        return [wrong, *made(dwrap.directory)]
+
+    with TornDistributor(lost(names)) as d:
         done = dwrap.run(d.address, "touch", "ran")
     assert (done.returncode, (dwrap.directory / "ran").exists()) == (125, False)
-    assert wrong.encode() in done.stderr
     assert done.stderr.count(b"\n") == 1
+    assert f"its agent is lost, and {wrong}, which it is said to have made, is not removed: {why};".encode() in done.stderr
     assert not (dwrap.directory / "new").exists()
     assert (dwrap.directory / "relative").exists()
-    assert (dwrap.directory / "kept-directory" / "users").exists()
+    assert sorted(path.name for path in tree.rglob("*")) == ["dots", "in", "new", "old", "sub"]
+
+
+def test_what_was_there_before_does_not_pass_for_new_because_it_is_changed(dwrap: Wrapper, tree: Path) -> None:
+    """Where the file system tells when a file was made."""
+    if b"Birth: -" in subprocess.run(["stat", tree / "old"], capture_output=True, check=True).stdout:
+        pytest.skip("this file system does not tell when a file was made")
+
+    def names() -> list[str]:
+        (tree / "old").write_text("after")
+        return [str(tree / "old")]
+
+    with TornDistributor(lost(names)) as d:
+        done = dwrap.run(d.address, "true")
+    assert (done.returncode, (tree / "old").read_text()) == (125, "after")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_what_belongs_to_others_is_not_removed(dwrap: Wrapper) -> None:
+    def names() -> list[str]:
+        (dwrap.directory / "others").touch()
+        os.chown(dwrap.directory / "others", 65534, 65534)
+        return [str(dwrap.directory / "others")]
+
+    with TornDistributor(lost(names)) as d:
+        done = dwrap.run(d.address, "true")
+    assert done.returncode == 125
+    assert b"it belongs to another user" in done.stderr
+    assert (dwrap.directory / "others").exists()
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="a second file system is needed")
+def test_what_its_arguments_name_may_lie_on_another_file_system(dwrap: Wrapper) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        with TornDistributor(lost(lambda: made(Path(other)))) as d:
+            assert dwrap.run(d.address, "sh", "-c", f"test ! -e {other}/new", env={"X": other}).returncode == 125
+            (Path(other) / "in").touch()
+        subprocess.run(["rm", "-r", f"{other}/new"], check=True)
+        with TornDistributor(lost(lambda: made(Path(other)))) as d:
+            assert dwrap.run(d.address, "test", "!", "-e", f"{other}/in", "-o", "!", "-e", f"{other}/new").returncode == 0
 
 
 @pytest.mark.parametrize("story", [[output(1, b"text"), failed("UNDO")], [failed("UNDO", safe=0)]])

@@ -6,7 +6,6 @@
  * Does not know how a job is placed, or what happens after its end. */
 #include "wrapper/relay.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -188,7 +187,7 @@ static void take_result(struct relay *r, const struct message *m)
 /* No result will come. It may run here when nothing of it was seen, and once nothing of it is left. */
 static void take_failure(struct relay *r, const struct message *m, bool safe)
 {
-    const char *reason = fields_get(m->fields, "reason"), *left;
+    const char *reason = fields_get(m->fields, "reason"), *left, *why;
     if (!reason)
         reason = "no reason was given";
     source_give_back(&r->attempt->in, 0);
@@ -196,9 +195,9 @@ static void take_failure(struct relay *r, const struct message *m, bool safe)
         end_by_signal(r);
     } else if (!safe || !attempt_is_untouched(r->attempt)) {
         end(r, ENDED_UNKNOWN, "%s", reason);
-    } else if ((left = undo_names(m->fields))) {
-        end(r, ENDED_UNKNOWN, "%.200s, and %.700s, which it had made, cannot be removed: %s; remove it, then run it again", reason, left,
-            strerror(errno));
+    } else if ((left = undo_names(m->fields, r->job, &why))) {
+        end(r, ENDED_UNKNOWN, "%.200s, and %.600s, which it is said to have made, is not removed: %s; look at it, then run it again", reason,
+            left, why);
     } else {
         end(r, ENDED_NEVER_RAN, "%s", reason);
     }

@@ -33,6 +33,8 @@ struct job {
     char seen[SEEN_BYTES];
     size_t seen_length;
     bool seen_known;
+
+    int64_t gone_ms; /* when its first GO was about to be sent, on the clock that counts suspend: nothing of it is older */
 };
 
 /* A new id: each SUBMIT is a job of its own, because a distributor may not have noticed yet that the last one left. */

@@ -3,9 +3,10 @@
 #define DWRAP_UNDO_H
 
 #include "protocol/fields.h"
+#include "wrapper/talk.h"
 
-/* Removes the names under `undo`, last to first: files, links and empty directories; what is not there is fine. Returns the name
- * that could not be removed, with errno set, or NULL. */
-const char *undo_names(struct fields fields);
+/* Removes the names under `undo`, last to first; a directory in which something is stays, and what is not there is fine. Returns the
+ * name that it does not remove, and why, or NULL. No other attempt of the job lives, nor will: it was handed back to this process. */
+const char *undo_names(struct fields fields, const struct job *job, const char **why);
 
 #endif
