@@ -84,7 +84,7 @@ class World:
         self.offered_in: dict[str, int] = {}
         self._pending = jobs
         for number in range(jobs):
-            self.at(self.random.uniform(0, self.jobs_end), lambda number=number: self._begin(f"job-{number}"))  # type: ignore[misc]
+            self.at(self.begins(), lambda number=number: self._begin(f"job-{number}"))  # type: ignore[misc]
         for _ in range(faults):
             self.at(self.random.uniform(0, self.faults_end), self._fault)
 
@@ -123,6 +123,10 @@ class World:
         return self.now > self.faults_end and not self._pending and not self.scheduler.jobs and not any(host.is_busy for host in self.hosts)
 
     # ---- commands ----
+
+    def begins(self) -> float:
+        """When a command is submitted."""
+        return self.random.uniform(0, self.jobs_end)
 
     def _begin(self, name: str) -> None:
         self.stories[name] = Story(Plan(self.random, name))

@@ -11,6 +11,7 @@ submitted, nor as it was before its own submitter's edits. Knows nothing of how 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 from simulation import World
 from simulation_peers import UID, Host, Link, Runner, Wrapper
@@ -24,7 +25,8 @@ from dwrap.protocol import manifest
 from dwrap.protocol.manifest import Entry
 
 PLACES = ("/srv/a", "/srv/b")
-NAMES = tuple(f"{place}/{folder}/{name}" for place in PLACES for folder in ("x", "y") for name in ("1", "2", "3"))
+BURST_SECONDS = 12.0
+NAMES = tuple(f"{place}/{folder}/{name}" for place in PLACES for folder in "xy" for name in "123")
 Stand = tuple[int, bool]
 """Since when (the server's clock) a name is as it is, and whether it is there."""
 
@@ -119,7 +121,10 @@ class Reader(Runner):
         if self.is_dying:
             return
         world, name = self.host.world, self.host.world.random.choice(NAMES)
-        came_or_went = world.tree.change(name, is_there=world.random.random() < 0.7)
+        is_there = world.random.random() < 0.7
+        if not is_there and not world.tree.names[name][1]:
+            return  # there is nothing to remove
+        came_or_went = world.tree.change(name, is_there)
         self.host.cache.names[name] = world.tree.names[name]
         self.wrote[name] = self.wrote.get(name, False) or came_or_went
         world.changed_by[self.key[0]][name] = world.tree.clock
@@ -146,6 +151,10 @@ class Server(Host):
         self.cache = Cache(self.world.tree)
         super().lose_power()
 
+    def faults(self) -> list[Callable[[], None]]:
+        """More often than in simulation.py what a job wrote is told by nobody."""
+        return [*super().faults(), *[self.lose_power] * 4]
+
 
 class Desk(Wrapper):
     """A submitter whose user edits files; its wrapper says so, or does not know when that was in a pause of the build."""
@@ -162,10 +171,10 @@ class Desk(Wrapper):
 
     def submitted(self, link: Link) -> None:
         world = self.world
-        is_told = not world.has_paused() or world.random.random() < 0.5
+        is_told = not world.has_paused() or world.random.random() < 0.1
         relied = world.may_rely_on[self.job] = dict(world.settled)
         for _ in range(world.random.choice((0, 0, 1, 2))):
-            name = world.random.choice(NAMES)
+            name = world.random.choice([name for name in NAMES if name.startswith(self.cwd)])
             came_or_went = world.tree.change(name, is_there=True)
             relied[name] = world.tree.clock
             if is_told:
@@ -179,7 +188,6 @@ class ViewsWorld(World):
 
     host_kind = Server  # type: ignore[assignment]
     wrapper_kind = Desk  # type: ignore[assignment]
-    jobs_end, faults_end = 40.0, 50.0
 
     def __init__(self, seed: int) -> None:
         self.tree = Tree()
@@ -187,7 +195,12 @@ class ViewsWorld(World):
         self.changed_by: dict[str, dict[str, int]] = defaultdict(dict)
         self.may_rely_on: dict[str, dict[str, int]] = {}
         self.looks = 0
-        super().__init__(seed, jobs=35, faults=8)
+        self.is_bursty = seed % 2 == 0
+        self.jobs_end = 6 * BURST_SECONDS if self.is_bursty else 60.0
+        self.faults_end = self.jobs_end + 8.0
+        super().__init__(seed, jobs=40, faults=12)
+        if self.is_bursty:
+            self.at(self.jobs_end / 2, self.kill)  # one that knew of some bursts, and one that sees others
 
     def new_scheduler(self) -> Scheduler:
         scheduler = super().new_scheduler()
@@ -195,9 +208,23 @@ class ViewsWorld(World):
             scheduler.views.journal = Journal(max_directories=2)
         return scheduler
 
+    def begins(self) -> float:
+        """In bursts with pauses between them, or at any time."""
+        if not self.is_bursty:
+            return super().begins()
+        return self.random.randrange(int(self.jobs_end / BURST_SECONDS)) * BURST_SECONDS + 2 * self.random.random()
+
+    def _begin(self, name: str) -> None:
+        """Quick ones: between bursts there are pauses."""
+        super()._begin(name)
+        if not self.is_bursty:
+            return
+        plan = self.stories[name].plan
+        plan.steps = [(seconds / 5, *rest) for seconds, *rest in plan.steps]  # type: ignore[misc]
+
     def reads(self, host: Server, job: str, cwd: str) -> None:
-        """A job looks at some names. Those near it have to be as new as it may rely on."""
-        for name in self.random.sample(NAMES, 6):
+        """A job looks at some names, or all. Those near it have to be as new as it may rely on."""
+        for name in self.random.sample(NAMES, self.random.choice((4, len(NAMES)))):
             since, _ = host.cache.look(name)
             if name.startswith(cwd + "/"):
                 self.looks += 1
