@@ -19,6 +19,7 @@ def pytest_configure() -> None:
     """Signals as a terminal's shell hands them down: one that runs us in the background ignores these, and commands inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
