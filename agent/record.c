@@ -149,11 +149,16 @@ bool path_real(const char *path, char out[PATH_ROOM])
     return size > 0 && out[0] == '/';
 }
 
-bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
+bool path_settle_here(const char *path, char out[PATH_ROOM])
 {
     char above[PATH_ROOM], real[PATH_ROOM];
     const char *name = path_split(path, above);
-    bool found = name && identity_assume(spec) && path_real(above, real);
+    return name && path_real(above, real) && path_join(out, PATH_ROOM, real, name);
+}
+
+bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
+{
+    bool found = identity_assume(spec) && path_settle_here(path, out);
     identity_drop(spec);
-    return found && path_join(out, PATH_ROOM, real, name);
+    return found;
 }

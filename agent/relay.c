@@ -77,22 +77,37 @@ static void lose_agent(struct run *run)
         let_finish(run);
 }
 
+static void end_lease(struct run *run)
+{
+    if (run->lease_timer >= 0)
+        close(run->lease_timer);
+    run->lease_timer = -1;
+    lose(run, "the agent's lease was over: it had not heard from the distributor");
+}
+
 static void keep_lease(struct run *run)
 {
-    if (run->lease_timer >= 0 && lease_look(run->lease_timer, !repeat_is_possible(&run->trace.repeat))) {
-        close(run->lease_timer);
-        run->lease_timer = -1;
-        lose(run, "the agent's lease was over: it had not heard from the distributor");
-    }
+    if (run->lease_timer >= 0 && lease_look(run->lease_timer, !repeat_is_possible(&run->trace.repeat)))
+        end_lease(run);
+}
+
+/* A call was left unanswered: whatever the lease is by now, it goes on no more. */
+static void heed_lateness(struct run *run)
+{
+    if (run->trace.late && !run->lost)
+        end_lease(run);
 }
 
 /* So many facts are known where they must be. What may be run again elsewhere by now does nothing more here. */
 static void clear_facts(struct run *run, uint64_t facts)
 {
     struct repeat *repeat = &run->trace.repeat;
-    if (facts > repeat->sent || run->lost || (repeat_is_possible(repeat) && lease_is_over()))
+    if (facts > repeat->sent || run->lost)
         return;
-    trace_clear(&run->trace, facts);
+    run->trace.late |= repeat_is_possible(repeat) && lease_is_over();
+    if (!run->trace.late)
+        trace_clear(&run->trace, &run->spec, facts);
+    heed_lateness(run);
 }
 
 /* A command that is not heard begins once that is known. */
@@ -301,6 +316,7 @@ static void hear(struct run *run)
     trace->may_start_over = is_untouched(run) && !trace->acted && run->phase == RUNNING;
     if (!trace_hear(trace, &run->spec))
         trace_end(trace);
+    heed_lateness(run);
     if (!trace->wants_listener || run->spec.unheard)
         return;
     run->note = "it installs a seccomp listener of its own";
@@ -339,9 +355,9 @@ static void wait_for_events(struct run *run)
     poll(fds, 8, until_deadline(run));
     if (fds[7].revents)
         keep_lease(run);
-    if (fds[5].revents & POLLIN)
+    if (fds[5].revents & POLLIN && !run->lost)
         hear(run);
-    else if (fds[5].revents)
+    else if (fds[5].revents & ~POLLIN)
         trace_end(&run->trace);
     if (fds[6].revents & ~POLLIN) /* whoever could say more is gone; what has been said is still taken */
         stop_reports(run);

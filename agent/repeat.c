@@ -3,7 +3,9 @@
  *
  * Knows what each kind of call does to names, and looks, as the user, how those stand before the call goes on; does not know how
  * calls are heard (trace.c), nor who is told (relay.c). Where it cannot be sure it says no: that costs a rerun, never a file.
- * Names are those on the shared roots; a name that was made stays this attempt's, whatever becomes of it. */
+ * Names are those on the shared roots, told as they lie in their real directories: a link on the way may lead elsewhere by the time
+ * they are removed. A name that was made stays this attempt's, whatever becomes of it. One that is there before any call that makes
+ * it was let go on is somebody else's. */
 #include "agent/runner.h"
 
 #include <errno.h>
@@ -66,11 +68,16 @@ static void rule_out_for(struct repeat *repeat, const char *what, const char *pa
     repeat_rule_out(repeat, why);
 }
 
+enum { LET_GO = 1 }; /* of a name that is made: a call that makes it was let go on */
+
 static bool is_made(const struct repeat *repeat, const char *path) { return record_find(&repeat->made, path) != NULL; }
 
 static void note_made(struct repeat *repeat, const char *path)
 {
-    if (repeat->beyond[0] || is_made(repeat, path))
+    struct recorded *known = record_find(&repeat->made, path);
+    if (known && repeat_facts(repeat) <= repeat->cleared) /* nothing keeps the call any more */
+        known->flags |= LET_GO;
+    if (repeat->beyond[0] || known)
         return;
     if (repeat->made.count == MOST_MADE || repeat->made.text + strlen(path) > MOST_MADE_TEXT || !record_add(&repeat->made, path))
         repeat_rule_out(repeat, "it made more names than the agent keeps");
@@ -110,24 +117,42 @@ struct name {
     char path[PATH_ROOM]; /* as the shared roots have it */
 };
 
-/* Looks at a name of a shared root, as the user. False when it is of no concern, or nothing more is. */
-static bool find(const struct repeat *repeat, const struct spec *spec, const char *path, struct name *out)
+/* The name as it lies in its real directory, written with the name of its root. As the user. False when it is on none. A directory that
+ * is not there may be on its way: then the path stays as it is. */
+static bool settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
 {
-    bool shared = spec_is_shared(spec, path);
-    if (repeat->beyond[0] || (!shared && !path_settle(spec, path, out->path)))
-        return false;
-    if (shared)
-        strcpy(out->path, path);
-    bool user = identity_assume(spec);
-    shared = user && spec_name_by_root(spec, out->path);
-    if (shared)
-        out->standing = standing_of(out->path, &out->kind);
-    if (shared && out->standing == ABSENT && spec->views) {
-        ask_about(out->path);
-        out->standing = standing_of(out->path, &out->kind);
-    }
+    if (!path_settle_here(path, out))
+        strcpy(out, path);
+    return spec_name_by_root(spec, out);
+}
+
+/* Asks, too, whether the directory has changed at the server. When it is looked at again that is worth it only where the call fails if
+ * somebody was faster: then the name would be taken for ours. */
+static void look_at(const struct repeat *repeat, const struct spec *spec, struct name *name, bool exclusive)
+{
+    name->standing = standing_of(name->path, &name->kind);
+    if (name->standing != ABSENT || !spec->views || (repeat->again && !exclusive))
+        return;
+    ask_about(name->path);
+    name->standing = standing_of(name->path, &name->kind);
+}
+
+/* Looks at a name of a shared root, as the user. False when it is of no concern, or nothing more is. */
+static bool find(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, bool exclusive, struct name *out)
+{
+    out->standing = UNREACHABLE;
+    bool user = !repeat->beyond[0] && identity_assume(spec), shared = user && settle(spec, path, out->path);
+    if (user && (shared || spec_is_shared(spec, path)) && !path_is_private(out->path, scratch))
+        look_at(repeat, spec, out, exclusive);
     identity_drop(spec);
-    return shared && out->standing != UNREACHABLE; /* the user cannot reach it: the call fails */
+    if (out->standing == UNREACHABLE) /* by the user: the call fails; or not looked at */
+        return false;
+    const struct recorded *made = record_find(&repeat->made, out->path);
+    if (!shared)
+        rule_out_for(repeat, "a link led it out of the shared tree at", path, "");
+    else if (made && (out->standing == THERE || out->standing == LINK) && !(made->flags & LET_GO))
+        rule_out_for(repeat, "somebody else made", out->path, " when it was about to");
+    return !repeat->beyond[0];
 }
 
 /* What the link at this name leads to takes its place; ABSENT when that is nothing. False when it is of no concern. */
@@ -152,7 +177,7 @@ void repeat_opens(struct repeat *repeat, const struct spec *spec, const char *pa
 {
     static struct name name;
     bool creates = how & O_CREAT, afresh = creates && how & O_EXCL;
-    if (!find(repeat, spec, path, &name) || (afresh && name.standing != ABSENT))
+    if (!find(repeat, spec, path, scratch, afresh, &name) || (afresh && name.standing != ABSENT))
         return;
     bool linked = name.standing == LINK;
     if (linked && (how & O_NOFOLLOW || !follow(spec, scratch, &name)))
@@ -166,10 +191,10 @@ void repeat_opens(struct repeat *repeat, const struct spec *spec, const char *pa
         rule_out_for(repeat, "it changed", name.path, "");
 }
 
-void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *path)
+void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch)
 {
     static struct name name;
-    if (!find(repeat, spec, path, &name))
+    if (!find(repeat, spec, path, scratch, true, &name))
         return;
     if (name.standing == UNKNOWN)
         rule_out_for(repeat, "it made", name.path, ", of which the agent cannot tell what was there");
@@ -180,7 +205,7 @@ void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *pa
 void repeat_changes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, bool follows)
 {
     static struct name name;
-    if (!find(repeat, spec, path, &name) || name.standing == ABSENT)
+    if (!find(repeat, spec, path, scratch, false, &name) || name.standing == ABSENT)
         return;
     bool ours = is_made(repeat, name.path);
     if (ours && follows && name.standing == LINK && follow(spec, scratch, &name))
@@ -205,35 +230,52 @@ static void move_below(struct repeat *repeat, const char *from, const char *to)
     }
 }
 
-void repeat_places(struct repeat *repeat, const struct spec *spec, const char *path, const char *from)
+void repeat_places(struct repeat *repeat, const struct spec *spec, const char *path, const char *from, const char *scratch)
 {
-    static struct name name;
+    static struct name name, source;
     struct stat st = {0};
     bool user = identity_assume(spec);
     bool there = user && lstat(from, &st) == 0;
     identity_drop(spec);
-    if (!there || !find(repeat, spec, path, &name)) /* what is not there cannot be moved */
+    if (!there) /* what is not there cannot be moved */
+        return;
+    bool ours = find(repeat, spec, from, scratch, false, &source) && is_made(repeat, source.path);
+    if (!find(repeat, spec, path, scratch, false, &name))
         return;
     if (name.standing != ABSENT && !is_made(repeat, name.path))
         rule_out_for(repeat, "it replaced", name.path, "");
-    else if (S_ISDIR(st.st_mode) && !is_made(repeat, from))
+    else if (S_ISDIR(st.st_mode) && !ours)
         rule_out_for(repeat, "it moved a whole directory to", name.path, "");
     note_made(repeat, name.path);
-    move_below(repeat, from, name.path);
+    if (!ours)
+        return;
+    move_below(repeat, source.path, name.path);
     if (name.standing != ABSENT) /* they may change places */
-        move_below(repeat, name.path, from);
+        move_below(repeat, name.path, source.path);
 }
 
-/* As the user sees its path: a program of the image may be a link to anywhere. */
+/* A program goes by its path as the user sees it, since one of the image may be a link to anywhere; but not by "..". As the user. False
+ * when it is of the image, or on no root. What lies in the private TMPDIR the command has made itself: a test, perhaps. */
+static bool find_program(const struct spec *spec, const char *path, const char *scratch, char out[PATH_ROOM])
+{
+    if (!strstr(path, "/../") || !path_settle_here(path, out))
+        strcpy(out, path);
+    if (is_in_image(out))
+        return false;
+    if ((scratch[0] && path_is_below(out, scratch)) || (spec_is_shared(spec, out) && !path_is_private(out, scratch)))
+        return true;
+    return !path_is_private(out, scratch) && path_settle_here(path, out) && spec_name_by_root(spec, out);
+}
+
 void repeat_runs(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch)
 {
-    static struct name name;
+    char program[PATH_ROOM];
     struct stat st;
-    if (is_in_image(path) || path_is_private(path, scratch) || !find(repeat, spec, path, &name) || name.standing == ABSENT)
-        return;
-    bool user = identity_assume(spec);
-    bool runs = user && stat(path, &st) == 0 && S_ISREG(st.st_mode) && faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0;
+    bool user = !repeat->beyond[0] && identity_assume(spec);
+    bool runs = user && find_program(spec, path, scratch, program) && stat(program, &st) == 0 && S_ISREG(st.st_mode) &&
+                faccessat(AT_FDCWD, program, X_OK, AT_EACCESS) == 0;
     identity_drop(spec);
+    bool own = runs && path_is_private(program, scratch);
     if (runs)
-        rule_out_for(repeat, "it ran", name.path, ", a program of the tree");
+        rule_out_for(repeat, "it ran", program, own ? ", a program that it had made" : ", a program of the tree");
 }

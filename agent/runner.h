@@ -290,7 +290,8 @@ bool path_is_below(const char *path, const char *root);
 const char *path_split(const char *path, char above[PATH_ROOM]);
 /* Where it leads, links followed. False when nothing is there, or it may not be reached. */
 bool path_real(const char *path, char out[PATH_ROOM]);
-/* The same path with its directory as the kernel finds it now, asked as the user. */
+/* The same path with its directory as the kernel finds it now; asked as whoever this process is, or as the user. */
+bool path_settle_here(const char *path, char out[PATH_ROOM]);
 bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM]);
 
 /* ---- repeat.c: may it be run again? ---- */
@@ -300,6 +301,7 @@ struct repeat {
     struct record made;
     char beyond[MAX_REASON]; /* why there can be no other attempt; "": there can */
     uint64_t sent, cleared;  /* how many facts were sent; how many were noted, so that their calls go on */
+    bool again;              /* what is looked at was looked at before, and is about to go on */
 };
 
 uint64_t repeat_facts(const struct repeat *repeat);
@@ -310,9 +312,9 @@ bool repeat_is_possible(const struct repeat *repeat);
 void repeat_rule_out(struct repeat *repeat, const char *why);
 /* A call is about to be let go on that opens this path, makes it, changes or removes what is there, gives `from` its name, runs it. */
 void repeat_opens(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, uint64_t how);
-void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *path);
+void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch);
 void repeat_changes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, bool follows);
-void repeat_places(struct repeat *repeat, const struct spec *spec, const char *path, const char *from);
+void repeat_places(struct repeat *repeat, const struct spec *spec, const char *path, const char *from, const char *scratch);
 void repeat_runs(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch);
 /* Is it no name of a tree at all: a device, a process, or in the private TMPDIR? */
 bool path_is_private(const char *path, const char *scratch);
@@ -328,9 +330,8 @@ struct trace {
     bool may_start_over; /* then its call is not answered, for it is killed and started again without ours */
     struct record record; /* with `views` */
     struct repeat repeat;
-    struct waiting { /* calls that go on once so many facts are cleared */
-        uint64_t id, facts;
-    } *waiting;
+    bool late;           /* the lease was over before a call went on: none does any more */
+    struct waiting *waiting; /* calls that go on once enough facts are cleared */
     size_t waiting_count, waiting_room;
 };
 
@@ -339,8 +340,8 @@ int trace_install(void);
 void trace_start(struct trace *trace, int listener);
 /* Hears one call, and lets it go on unless it has to wait. False when there is nothing left to hear. */
 bool trace_hear(struct trace *trace, const struct spec *spec);
-/* So many facts are known where they must be: lets go on what waited for them. */
-void trace_clear(struct trace *trace, uint64_t facts);
+/* So many facts are known where they must be: lets go on what waited for them, unless it has become something else meanwhile. */
+void trace_clear(struct trace *trace, const struct spec *spec, uint64_t facts);
 /* From here on the record is not the whole truth, and the attempt is beyond. */
 void trace_doubt(struct trace *trace, const char *why);
 void trace_end(struct trace *trace);

@@ -306,12 +306,12 @@ static void judge(const struct stop *stop, const char *path, const char *from, e
     case EFFECT_OPEN:
     case EFFECT_OPEN_HOW:
     case EFFECT_CREATE: repeat_opens(repeat, stop->spec, path, scratch, how); break;
-    case EFFECT_PLACE: repeat_places(repeat, stop->spec, path, from); break;
+    case EFFECT_PLACE: repeat_places(repeat, stop->spec, path, from, scratch); break;
     case EFFECT_LEAVE:
     case EFFECT_REMOVE: repeat_changes(repeat, stop->spec, path, scratch, false); break;
     case EFFECT_CUT:
     case EFFECT_TOUCH: repeat_changes(repeat, stop->spec, path, scratch, true); break;
-    default: repeat_makes(repeat, stop->spec, path); break; /* EFFECT_MAKE, EFFECT_BIND */
+    default: repeat_makes(repeat, stop->spec, path, scratch); break; /* EFFECT_MAKE, EFFECT_BIND */
     }
 }
 
@@ -363,7 +363,7 @@ static void hear_name(const struct stop *stop, const struct naming *name, char f
         stop->trace->acted |= !private;
         if (!private)
             judge(stop, path, from, effect, how);
-        if (!private && stop->spec->views)
+        if (!private && stop->spec->views && !stop->trace->repeat.again)
             note_effect(stop, path, effect, how);
         strcpy(from, path);
     }
@@ -379,7 +379,7 @@ static void hear_call(const struct stop *stop)
         if (name->effect == EFFECT_NEW_ROOT)
             trace_doubt(trace, "a container may have written files");
         else if (name->effect == EFFECT_LISTENER)
-            trace->wants_listener = true;
+            trace->wants_listener |= !trace->repeat.again;
         else if (name->effect != EFFECT_NONE && (stop->spec->views || !trace->repeat.beyond[0])) /* else nobody wants to know more */
             hear_name(stop, name, from);
         else if (name->effect != EFFECT_NONE && name->effect != EFFECT_RUN)
@@ -413,16 +413,25 @@ union answer {
     char room[512];
 };
 
-static void let_go_on(const struct trace *trace, uint64_t id)
+struct waiting {
+    struct seccomp_notif notice;
+    uint64_t facts;
+};
+
+/* Looked at before each answer: a runner that was frozen may find many calls that wait, and another attempt at work. */
+static void let_go_on(struct trace *trace, uint64_t id)
 {
     static union answer out;
+    trace->late |= repeat_is_possible(&trace->repeat) && lease_is_over();
+    if (trace->late)
+        return;
     memset(&out, 0, sizeof out);
     out.answer.id = id;
     out.answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
     ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_SEND, &out); /* an error: it has gone */
 }
 
-static void let_wait(struct trace *trace, uint64_t id, uint64_t facts)
+static void let_wait(struct trace *trace, const struct seccomp_notif *notice, uint64_t facts)
 {
     if (trace->waiting_count == trace->waiting_room) {
         size_t room = trace->waiting_room ? trace->waiting_room * 2 : 16;
@@ -432,19 +441,35 @@ static void let_wait(struct trace *trace, uint64_t id, uint64_t facts)
         trace->waiting = more;
         trace->waiting_room = room;
     }
-    trace->waiting[trace->waiting_count++] = (struct waiting){id, facts};
+    trace->waiting[trace->waiting_count++] = (struct waiting){*notice, facts};
 }
 
-void trace_clear(struct trace *trace, uint64_t facts)
+/* How many facts must be cleared before it goes on, now that those that it waited for are: names may stand otherwise by now, made by
+ * somebody else, or by a process of the same tree. */
+static uint64_t look_again(struct trace *trace, const struct spec *spec, const struct waiting *waiting)
+{
+    const struct stop stop = {trace, spec, &waiting->notice, find_call(&waiting->notice.data)};
+    trace->repeat.again = true;
+    if (stop.call && !trace->repeat.beyond[0])
+        hear_call(&stop);
+    trace->repeat.again = false;
+    return repeat_facts(&trace->repeat);
+}
+
+void trace_clear(struct trace *trace, const struct spec *spec, uint64_t facts)
 {
     size_t kept = 0;
     if (facts > trace->repeat.cleared)
         trace->repeat.cleared = facts;
-    for (size_t i = 0; i < trace->waiting_count; i++)
-        if (trace->waiting[i].facts <= trace->repeat.cleared)
-            let_go_on(trace, trace->waiting[i].id);
+    for (size_t i = 0; i < trace->waiting_count; i++) {
+        struct waiting one = trace->waiting[i];
+        if (one.facts <= trace->repeat.cleared)
+            one.facts = look_again(trace, spec, &one);
+        if (one.facts <= trace->repeat.cleared)
+            let_go_on(trace, one.notice.id);
         else
-            trace->waiting[kept++] = trace->waiting[i];
+            trace->waiting[kept++] = one;
+    }
     trace->waiting_count = kept;
 }
 
@@ -462,7 +487,7 @@ bool trace_hear(struct trace *trace, const struct spec *spec)
     if (trace->wants_listener && trace->may_start_over)
         return true; /* it is about to be killed, and its call is never answered */
     if (repeat_facts(&trace->repeat) > trace->repeat.cleared) /* also of others: this name may be among them */
-        let_wait(trace, in.notice.id, repeat_facts(&trace->repeat));
+        let_wait(trace, &in.notice, repeat_facts(&trace->repeat));
     else
         let_go_on(trace, in.notice.id);
     return true;

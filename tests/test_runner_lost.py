@@ -95,6 +95,27 @@ def test_nothing_is_let_go_on_after_the_lease(place: Bench) -> None:
     assert (end.text("error"), end.get("made"), (place.cwd / "new").exists()) == ("lost", None, False)
 
 
+def test_a_runner_that_was_frozen_answers_no_call_after_the_lease(place: Bench) -> None:
+    """As when its machine was suspended. Its holder sleeps on, so that the tree is not killed before the call could be made."""
+    job = place.start(sh(": >new; echo up; while :; do echo x >>new; done"), lease=100)
+    job.until(lambda: job.out[1] == b"up\n")
+    [holder] = map(int, Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split())
+    assert place.runners
+    for pid in (job.runner.pid, holder):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.1)
+    place.runners.lease(boot_clock() - 1)
+    size = (place.cwd / "new").stat().st_size
+    os.kill(job.runner.pid, signal.SIGCONT)
+    try:
+        with pytest.raises(TimeoutError):
+            place.until(lambda: (place.cwd / "new").stat().st_size > size, 0.3)
+    finally:
+        os.kill(holder, signal.SIGCONT)
+    end = job.finish()
+    assert (end.text("error"), end.text("reason")) == ("lost", LEASE)
+
+
 # ---- the agent's own end of it
 
 

@@ -28,6 +28,7 @@ def place(bench: Bench) -> Bench:
         (bench.cwd / name).write_text("before")
     (bench.cwd / "tool").write_text("#!/bin/sh\nexit 0\n")
     (bench.cwd / "tool").chmod(0o755)
+    (bench.cwd / "way").symlink_to("dir")
     os.mkfifo(bench.cwd / "fifo")
     return bench
 
@@ -55,7 +56,11 @@ def check(bench: Bench, job: Job, names: str, why: str) -> None:
     ("script", "names"),
     [
         ("cat old dir/in >/dev/null; ls -lR; test -w old; kill -0 $$", ""),
-        ("echo x >$TMPDIR/t; mv $TMPDIR/t $TMPDIR/u; cp /bin/true $TMPDIR/run; $TMPDIR/run; rm $TMPDIR/u", ""),
+        ("echo x >$TMPDIR/t; mv $TMPDIR/t $TMPDIR/u; rm $TMPDIR/u", ""),
+        ("echo x >way/new; mkdir way/sub; echo y >way/../newer; mv way/sub way/moved", "dir/new dir/sub newer dir/moved"),
+        ("mkdir -p a/b; ln -s a/b link; echo x >link/x; mv link/x link/y; mkdir link/c; : >a/b/c/d; mv link/c link/e",
+         "a a/b link a/b/x a/b/y a/b/c a/b/c/d a/b/e a/b/e/d"),
+        ("ln -s $TMPDIR t; echo x >t/new; rm t/new; mkdir t/sub", "t"),
         ("echo x >new", "new"),
         ("echo x >new; echo y >>new; echo z >new; chmod 600 new; touch new; mv new newer; rm newer; echo a >new", "new newer"),
         ("rm -f nothing; mv nothing new || :; rmdir nothing || :; chmod 1 nothing || :", ""),
@@ -100,13 +105,24 @@ def test_what_may_be_run_again(place: Bench, script: str, names: str, views: boo
         ("ln -s nothing new; echo x >new", "new", "it made what the link new led to"),
         ("mkdir $TMPDIR/d; mv $TMPDIR/d new", "", "it moved a whole directory to new"),
         ("./tool", "", "it ran tool, a program of the tree"),
-        ("dir/../tool; echo x >new", "", "it ran dir/../tool, a program of the tree"),
+        ("dir/../tool; echo x >new", "", "it ran tool, a program of the tree"),
+        ("/usr/..$PWD/tool; echo x >new", "", "it ran tool, a program of the tree"),
+        ("PATH=$PWD:$PATH tool", "", "it ran tool, a program of the tree"),
+        ("mkdir way/sub; rm way/in", "dir/sub", "it changed dir/in"),
+        ("echo x >way/in", "", "it changed dir/in"),
         ("cp tool new; ./new", "new", "it ran new, a program of the tree"),
         ("exec 7<tool; exec /proc/self/fd/7", "", "it ran tool, a program of the tree"),
     ],
 )
 def test_what_may_not(place: Bench, script: str, names: str, why: str, views: bool) -> None:
     check(place, place.run(*sh(script + "\n:"), views=views), names, why)
+
+
+def test_a_program_that_the_command_has_made_itself(place: Bench) -> None:
+    """As `go test` does: it makes a test where nobody sees it, and runs it."""
+    job = place.run(*sh("cp /bin/true $TMPDIR/run; $TMPDIR/run"))
+    assert beyond(job).startswith("it ran /")
+    assert beyond(job).endswith("/run, a program that it had made")
 
 
 def test_where_all_is_shared_only_the_image_is_no_tree(place: Bench) -> None:
@@ -125,6 +141,18 @@ def test_names_outside_of_the_roots_do_not_count_unless_they_lead_inside(place: 
     (place.folder / "link").symlink_to(place.cwd)
     check(place, place.run(*sh("echo x >../outside; echo y >>../outside; rm ../outside; echo z >../link/new")), "new", "")
     check(place, place.run(*sh(f"echo z >>{place.folder}/link/old")), "", "it changed old")
+    (place.cwd / "out").symlink_to(place.folder)
+    check(place, place.run(*sh("echo x >out/outside")), "", "a link led it out of the shared tree at out/outside")
+
+
+def test_what_was_made_through_a_link_is_undone_where_it_is(place: Bench) -> None:
+    """The link leads to a file of the user's by then."""
+    job = place.run(*sh("echo x >way/old"))
+    assert made(place, job) == "dir/old"
+    (place.cwd / "way").unlink()
+    (place.cwd / "way").symlink_to(".")
+    place.run("true", undo=[value for _, value in job.facts])
+    assert ((place.cwd / "dir" / "old").exists(), (place.cwd / "old").read_text()) == (False, "before")
 
 
 def test_a_root_that_is_a_link_keeps_its_name(place: Bench) -> None:
@@ -202,6 +230,36 @@ def test_others_wait_too(place: Bench) -> None:
     job.tell(Kind.NOTED, 0, 1)
     assert job.status() == 0
     assert (len(job.facts), (place.cwd / "new").read_text()) == (1, "x\nx\n")
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("script", ["echo x >new", "set -C; echo x >new", "mkdir new", "mkfifo new", "ln -s x new", "echo x >way/../new"])
+def test_what_somebody_else_makes_meanwhile_is_not_its_own(place: Bench, script: str, views: bool) -> None:
+    job = place.start(sh(f"{script} || :; echo y >>old"), notes=False, views=views)
+    job.until(lambda: job.facts)
+    (place.cwd / "new").write_text("users")
+    job.tell(Kind.NOTED, 0, 1)
+    job.until(lambda: len(job.facts) == 2)
+    assert beyond(job) == f"somebody else made {place.cwd}/new when it was about to"
+    assert stays(job, lambda: (place.cwd / "new").read_text() == "users" and (place.cwd / "old").read_text() == "before")
+    job.tell(Kind.NOTED, 0, 2)
+    end = job.finish()
+    assert (end.get("repeat"), (place.cwd / "old").read_text()) == (None, "beforey\n")
+
+
+def test_what_a_name_has_become_meanwhile_is_told_too(place: Bench) -> None:
+    """While it waits the directory becomes a link to another."""
+    (place.cwd / "from").mkdir()
+    job = place.start(sh("echo x >from/new"), notes=False)
+    job.until(lambda: job.facts)
+    (place.cwd / "from").rmdir()
+    (place.cwd / "from").symlink_to("dir")
+    job.tell(Kind.NOTED, 0, 1)
+    job.until(lambda: len(job.facts) == 2)
+    assert stays(job, lambda: not (place.cwd / "dir" / "new").exists())
+    job.tell(Kind.NOTED, 0, 2)
+    check(place, job, "from/new dir/new", "")
+    assert (place.cwd / "dir" / "new").exists()
 
 
 def test_what_was_not_let_go_on_was_not_made(place: Bench) -> None:
