@@ -19,6 +19,7 @@ from dwrap.distributor.placement import Agent
 from dwrap.distributor.roster import LEASE_GRACE_SECONDS, dead_at
 
 ORPHAN_SECONDS: Final = 300.0  # how long an attempt that cannot be followed by another may go on without its distributor
+_BLIND: Final = "nobody knows what it has done"
 _GONE: Final = "it was ended because its submitter was away"
 
 
@@ -29,9 +30,10 @@ class Fleet:
         self._jobs = jobs
         self._roster = jobs.roster
         for name, known in jobs.past.assigned.items():
-            job = self.restore(name, known.attempt, known.uid, (known.agent or "", known.incarnation), known.lost_at)
+            orphaned = jobs.past.recover_until + ORPHAN_SECONDS if known.beyond else None
+            job = self.restore(name, known.attempt, known.uid, (known.agent or "", known.incarnation), known.lost_at or orphaned)
             job.made.update(dict.fromkeys(known.made))
-            job.beyond, job.blind = known.beyond, False
+            job.beyond, job.blind, job.hearsay = known.beyond, False, False
             if known.agent is None:
                 jobs.requeue(job, "restored", "the attempt before is over")
                 self._expect_claim(job)
@@ -108,10 +110,19 @@ class Fleet:
             return self._jobs.act(e.Unexpected("heartbeat"))
         is_first = not agent.trusted
         self._roster.heard(agent, event.load, self._jobs.now)
+        self._learn(agent)
         self._jobs.act(e.RenewLease(event.peer))
         if is_first:
             self._compare(agent)
         self._changed(agent)
+
+    def _learn(self, agent: Agent) -> None:
+        """What its attempts did before this epoch has been told by the time of some HEARTBEAT."""
+        for name in agent.jobs:
+            job = self._jobs.by_id[name]
+            if job.blind and job.blind_for > 0:
+                job.blind_for -= 1
+                job.blind = job.blind_for > 0
 
     def leaving(self, event: e.Leaving) -> None:
         """LEAVING."""
@@ -169,7 +180,7 @@ class Fleet:
             elif job.state is JobState.ASSIGNED:
                 self._miss(job, agent, reason)
             elif job.peer is not None and job.peer != job.delivered_to:
-                jobs.begin_anew(job)  # its result was being fetched
+                self.await_result(job, agent)  # it was being fetched
         if pool_has_gone:
             jobs.readmit_all()
 
@@ -182,6 +193,17 @@ class Fleet:
 
         if job.peer is not None:
             self._jobs.act(e.TellMissing(job.peer, job.id))
+
+    def await_result(self, job: Job, agent: Agent) -> None:
+        """The agent that keeps the job's result is away. Its submitter waits for both."""
+        if job.peer is not None:
+            self._jobs.act(e.TellMissing(job.peer, job.id))
+        self._jobs.timers.at(max(self._jobs.now, dead_at(agent)), self._result_lost, job, agent)
+
+    def _result_lost(self, job: Job, agent: Agent) -> None:
+        is_waited_for = job.peer is not None and job.peer != job.delivered_to and self._jobs.by_id.get(job.id) is job
+        if is_waited_for and job.agent is agent and job.state is JobState.SETTLED:  # nor has it come back meanwhile
+            self._jobs.begin_anew(job)
 
     def _await(self, job: Job, until: float) -> None:
         job.lost_at = until
@@ -197,7 +219,7 @@ class Fleet:
         """
         jobs = self._jobs
         job = jobs.enter(None, uid, e.JobSpec(name, "/", "?", ""))
-        job.state, job.attempt, job.holder, job.blind = JobState.MISSING, attempt, holder, True
+        job.state, job.attempt, job.holder, job.blind, job.hearsay = JobState.MISSING, attempt, holder, True, True
         until = max(jobs.now, jobs.past.recover_until) if lost_at is None else max(jobs.past.began + RETURN_SECONDS, lost_at)
         jobs.record(job, "missing", {"until": until})
         self._await(job, until)
@@ -218,7 +240,10 @@ class Fleet:
         job = jobs.by_id.get(name)
         if job is None and jobs.now < jobs.past.recover_until and jobs.past.epitaph(name) is None:
             job = self.restore(name, attempt, uid, (agent.name, agent.spec.incarnation))
-        serves = job is not None and agent.pool.serves in (e.ANY_UID, job.uid)
+            job.is_anyones = agent.pool.serves != e.ANY_UID
+        if job is not None and job.attempt < attempt:
+            self.supersede(job, attempt)
+        serves = job is not None and (job.uid is None or agent.pool.serves in (e.ANY_UID, job.uid))
         if job is not None and serves and job.attempt == attempt and job.state is JobState.MISSING and job.holder[0] in ("", agent.name):
             return self._found(job, agent, runs)
         if job is not None and job.attempt == attempt and job.state is JobState.SETTLED:
@@ -230,6 +255,20 @@ class Fleet:
             jobs.act(e.Kill(agent.peer, name, attempt))
         elif self.held_by(agent.peer, name, attempt) is None:
             jobs.act(e.AckResult(agent.peer, name, attempt))
+
+    def supersede(self, job: Job, attempt: int) -> bool:
+        """Somebody knows of a newer attempt than whoever told of the job first: there is no newer one unless the others are over."""
+        agent = job.agent
+        if not job.hearsay or job.state not in (JobState.MISSING, JobState.ASSIGNED):
+            return False
+        if agent is not None:
+            agent.stale.add((job.id, job.attempt))
+            self._jobs.act(e.Kill(agent.peer, job.id, job.attempt))
+            self._miss(job, agent, "a newer attempt is known of")
+            self._changed(agent)
+        job.attempt, job.holder, job.blind = attempt, ("", ""), True
+        self._await(job, max(self._jobs.now, self._jobs.past.recover_until))
+        return True
 
     def _found(self, job: Job, agent: Agent, runs: bool) -> None:
         jobs = self._jobs
@@ -263,9 +302,9 @@ class Fleet:
             jobs.act(e.Kill(job.agent.peer, job.id, job.attempt))  # its slot stays taken until its tree is gone
 
     def _never_started(self, job: Job) -> None:
-        """Its agent never got it; or it has told what went beyond, and its result is no more."""
-        if job.beyond:
-            return self._jobs.fail(job, f"its result was lost, and it is not run again: {job.beyond}", safe=False)
+        """Its agent never got it; or it has told what went beyond, or not all that was done, and its result is no more."""
+        if job.beyond or job.blind:
+            return self._jobs.fail(job, f"its result was lost, and it is not run again: {job.beyond or _BLIND}", safe=False)
         if job.is_unclaimed or (job.killed and job.peer is None):  # its submitter, if it comes, begins anew
             self._jobs.settle(job, "cancelled", {"reason": _GONE}, Epitaph(_GONE, True, job.undo))
         else:
@@ -278,7 +317,7 @@ class Fleet:
             return
         jobs.views.nobody_can_tell()
         job.killed |= job.is_unclaimed
-        why = job.beyond or "nobody knows what it has done"
+        why = job.beyond or _BLIND
         if job.beyond or job.blind:
             jobs.fail(job, f"agent {name} was lost while it had the job, and it is not run again: {why}", safe=False)
         else:
@@ -319,6 +358,8 @@ class Fleet:
 
     def _elsewhere(self, job: Job, agent: Agent, what: str, reason: str) -> None:
         job.avoid = (*job.avoid, agent.name)
+        if job.beyond or job.blind:  # it was started after all, and its result is no more
+            return self._jobs.fail(job, f"{reason}; it is not run again: {job.beyond or _BLIND}", safe=False)
         if job.killed:
             return self._over(job, reason, ())
         if len(job.avoid) >= MAX_REJECTIONS:
@@ -353,6 +394,7 @@ class Fleet:
     def _ended(self, job: Job, agent: Agent, event: e.Finished) -> None:
         jobs, outcome = self._jobs, event.outcome
         facts = {**outcome.facts, "status": outcome.status, "error": outcome.error, "reason": outcome.reason}
+        job.blind = False  # it says all
         if outcome.fault:
             self._fault(agent, outcome.reason)
         if job.killed and not outcome.repeat:

@@ -38,12 +38,15 @@ class Job:
         "avoid",
         "beyond",
         "blind",
+        "blind_for",
         "burst",
         "delivered_to",
         "expected_seconds",
         "gone_at",
+        "hearsay",
         "holder",
         "homeless_since",
+        "is_anyones",
         "joining",
         "killed",
         "losses",
@@ -81,6 +84,9 @@ class Job:
         self.made: dict[str, None] = {}  #: names that its attempts made, in order: to be removed before it runs again
         self.beyond = ""  #: why its newest attempt cannot be followed by another
         self.blind = False  #: what its newest attempt did was told to an earlier epoch, if at all
+        self.blind_for = 0  #: how many more HEARTBEATs of its agent until all of that has been told again
+        self.hearsay = False  #: which attempt is its newest was told by an agent or its submitter, not written down
+        self.is_anyones = False  #: `uid` is its agent's word: its submitter may have none that we know
         self.result: e.Finished | None = None  #: how its newest attempt ended
         self.delivered_to: Peer | None = None  #: to which connection of its submitter that was told
         self.joining = False  #: its agent has not begun to say again what its submitter missed: what comes meanwhile has gaps

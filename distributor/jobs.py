@@ -28,6 +28,7 @@ UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_LOSSES: Final = 5
 MAX_JOBS: Final = 100_000
+BLIND_BEATS: Final = 2  # what an agent tells again follows its WELCOME; one HEARTBEAT may have been under way before
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
@@ -179,6 +180,8 @@ class Jobs:
         job.beyond, job.blind, job.missed_offers, job.assigned_at = "", False, 0, self.now
         facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self.now - job.submitted_at))}
         facts.update(agent=agent.name, incarnation=agent.spec.incarnation, uid=uid)
+        if job.uid is None:
+            facts["anyones"] = 1
         if job.made:
             facts["made"] = json.dumps(job.undo)
         self.move(job, JobState.ASSIGNED, "assigned", facts)
@@ -203,6 +206,8 @@ class Jobs:
         if job.made:
             facts["made"] = json.dumps(job.undo)
         self.move(job, JobState.QUEUED, what, facts)
+        if job.peer is not None and job.was_committed:  # a signal may end it now without asking anybody
+            self.act(e.TellQueued(job.peer, job.id, len(self.room)))
         self.admit(job)
 
     def settle(self, job: Job, what: str, facts: dict[str, e.Fact], epitaph: Epitaph = _AWAY) -> None:
@@ -307,7 +312,7 @@ class Jobs:
     def take_back(self, job: Job, agent: Agent, runs: bool) -> None:
         """An agent that was not heard of has the job's newest attempt after all; it holds a slot while it runs."""
         job.agent = agent
-        job.blind = False
+        job.blind_for = BLIND_BEATS if runs else 0
         if runs:
             agent.jobs.add(job.id)
             self.placement.update(agent)

@@ -46,7 +46,8 @@ class Book:
         job, facts, at = record.job, record.facts, record.at
         if record.what == "assigned":
             made = json.loads(str(facts.get("made", "[]")))
-            return self._take(("A", at, job, facts["attempt"], facts["uid"], facts["agent"], facts["incarnation"], made, ""))
+            uid = None if facts.get("anyones") else facts["uid"]  # the submitter's
+            return self._take(("A", at, job, facts["attempt"], uid, facts["agent"], facts["incarnation"], made, ""))
         if job not in self.live:
             return None
         if record.what == "made":
@@ -114,7 +115,7 @@ _TIME: Final = (int, float)
 _NAMES: Final = (list, type(None))
 _FORMS: Final[dict[str, tuple[Any, ...]]] = {
     "E": (str, _TIME, int, bool),
-    "A": (_TIME, str, int, int, str, str, list, str),
+    "A": (_TIME, str, int, (int, type(None)), str, str, list, str),
     "M": (_TIME, str, list, str),
     "L": (_TIME, str, (*_TIME, type(None))),
     "U": (_TIME, str, list),

@@ -16,6 +16,7 @@ from dwrap.distributor.jobs import MAX_JOBS, Jobs
 from dwrap.distributor.past import Epitaph
 
 RECLAIM_SECONDS: Final = 1.0
+_FULL: Final = f"the queue is full: {MAX_JOBS} jobs"
 _UNKNOWN: Final = Epitaph("this distributor does not know whether it ran; look at its outputs, then run it again")
 
 
@@ -36,7 +37,7 @@ class Submitters:
                 jobs.act(e.Answer(event.peer, spec.job, "REFUSED", "a job of this id is already here; ids must be unique"))
             return
         if len(jobs.by_id) >= MAX_JOBS:
-            return jobs.act(e.Answer(event.peer, spec.job, "UNAVAILABLE", f"the queue is full: {MAX_JOBS} jobs"))
+            return jobs.act(e.Answer(event.peer, spec.job, "UNAVAILABLE", _FULL))
         job = jobs.enter(event.peer, event.uid, spec)
         job.attempt = attempt
         job.made.update(dict.fromkeys(made))
@@ -97,21 +98,27 @@ class Submitters:
         jobs, name = self._jobs, event.spec.job
         job = jobs.by_id.get(name)
         epitaph = jobs.past.epitaph(name)
-        if job is not None and None not in (job.uid, event.uid) and job.uid != event.uid:
+        if job is not None and job.uid not in (None, event.uid) and not (job.is_anyones and event.uid is None):
             return jobs.act(e.Answer(event.peer, name, "REFUSED", "the job is another user's"))
         if job is not None:
             return self._claim(job, event)
         if epitaph is not None and not epitaph.safe:
             return jobs.act(e.TellFailed(event.peer, name, *epitaph))
         if epitaph is not None or jobs.past.was_never_assigned(name, event.epoch, jobs.now - event.since):
+            undo = epitaph.undo if epitaph else ()
+            if len(jobs.by_id) >= MAX_JOBS:
+                return jobs.act(e.TellFailed(event.peer, name, _FULL, True, undo))
             jobs.past.exhume(name)
-            return self.submitted(e.Submitted(event.peer, event.uid, event.spec), event.attempt, epitaph.undo if epitaph else ())
+            return self.submitted(e.Submitted(event.peer, event.uid, event.spec), event.attempt, undo)
         if jobs.now < jobs.past.recover_until:
             return self._claim(self._fleet.restore(name, event.attempt, event.uid), event)
         jobs.act(e.TellFailed(event.peer, name, *_UNKNOWN))
 
     def _claim(self, job: Job, event: e.Attached) -> None:
-        jobs = self._jobs
+        jobs, is_assigned = self._jobs, job.state not in (JobState.QUEUED, JobState.OFFERED)
+        if is_assigned and event.attempt != job.attempt and not (event.attempt > job.attempt and self._fleet.supersede(job, event.attempt)):
+            jobs.act(e.Unexpected("attach"))
+            return jobs.act(e.Answer(event.peer, job.id, "REFUSED", f"its attempt is number {job.attempt}, not {event.attempt}"))
         jobs.bind(job, event.peer)
         if not job.spec.build:  # it was of an epoch before this one, and only its name was known
             job.spec, job.uid = event.spec, event.uid
@@ -123,9 +130,9 @@ class Submitters:
             return self._let_wait(job)
         if job.state is JobState.MISSING:
             jobs.act(e.TellMissing(event.peer, job.id))
-        if event.attempt != job.attempt:
-            return jobs.act(e.Unexpected("attach"))
-        if job.state is JobState.SETTLED and (job.agent is None or job.agent.peer not in jobs.roster.by_peer):
+        if job.state is JobState.SETTLED and job.agent is None:
             return jobs.begin_anew(job)
+        if job.agent is not None and jobs.roster.by_peer.get(job.agent.peer) is not job.agent:
+            return self._fleet.await_result(job, job.agent)
         if job.agent is not None:
             self._fleet.attach(job, event.offsets)

@@ -19,6 +19,9 @@ from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, en
 LEASE_MS: Final = round(LEASE_SECONDS * 1_000)
 MAX_PRIORITY: Final = 8
 MAX_SLOTS: Final = 4_096
+MAX_ATTEMPT: Final = 1_000_000
+MAX_PATHS: Final = 1_024  # with what is to be removed they have to fit into ASSIGN
+MAX_PATHS_LENGTH: Final = 96 * 1024
 MAX_TEXT: Final = 256
 MAX_LINES: Final = 64  # of one kind in REGISTER
 _NUMBERS: Final = (
@@ -52,6 +55,9 @@ def job_spec(fields: Fields) -> e.JobSpec:
         raise ProtocolError("field priority is not between -8 and 8")
     labels = fields.texts("label")
     agent = _one_agent(labels) if labels else ""
+    paths = fields.texts("path")
+    if len(paths) > MAX_PATHS or sum(map(len, paths)) > MAX_PATHS_LENGTH:
+        raise ProtocolError(f"field path is given more than {MAX_PATHS} times, or is too long")
     return e.JobSpec(
         job=fields.name("job"),
         cwd=cwd,
@@ -59,7 +65,7 @@ def job_spec(fields: Fields) -> e.JobSpec:
         build=fields.need("build").decode("utf-8", "surrogateescape")[:MAX_TEXT],
         host=fields.text("host")[:MAX_TEXT],
         pid=fields.number("pid", 0),
-        paths=fields.texts("path"),
+        paths=paths,
         labels=tuple(label for label in labels if not label.startswith(AGENT_LABEL)) if agent else labels,
         priority=priority,
         remote=fields.flag("remote"),
@@ -167,6 +173,8 @@ def attach(peer: Peer, uid: int | None, fields: Fields) -> e.Attached:
     """ATTACH of a submitter. Raises ProtocolError."""
     offsets = tuple((name, fields.number(name)) for name in _OFFSETS)
     attempt, epoch, since = fields.number("attempt"), fields.number("epoch"), fields.number("go_ms") / 1_000
+    if attempt > MAX_ATTEMPT:
+        raise ProtocolError(f"field attempt is larger than {MAX_ATTEMPT}")
     return e.Attached(peer, uid, job_spec(fields), attempt, epoch, since, offsets)
 
 

@@ -205,7 +205,7 @@ def test_who_was_found_once_is_vouched_for_by_the_next_incarnation(desk: Desk) -
     come_back(desk, 2, "i2", running=(("j50", 1, USER),))
     desk.do(e.Disconnected(2))
     come_back(desk, 3, "i3", former=("i2",))
-    assert desk.said(50) == ["Offer"]
+    assert desk.said(50) == ["TellQueued", "Offer"]
 
 
 @pytest.mark.parametrize("runs", [True, False])
@@ -263,18 +263,97 @@ def test_a_result_that_nobody_was_told_is_lost_with_its_agent_only_when_it_is_as
     assert desk.state("j50") is JobState.SETTLED
     desk.agent(2)
     attach(desk, 51, "j50")
+    assert desk.said(51) == ["TellMissing"]
+    desk.wait(12, 2)
+    assert desk.said(51) == []
+    desk.wait(1, 2)
     assert desk.one(e.Offer).attempt == 2
 
 
-def test_what_was_found_may_be_run_again_when_it_is_lost_later() -> None:
+def test_a_result_is_waited_for_when_both_ends_of_its_way_are_torn_at_once(desk: Desk) -> None:
+    """It cannot be had by running the command again."""
+    desk.agent(1, incarnation="i1")
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    desk.do(e.Disconnected(1))
+    attach(desk, 51, "j50")
+    assert desk.said(51) == ["TellMissing"]
+    come_back(desk, 2, kept=(("j50", 1, USER),))
+    assert desk.said(51) == ["Resume"]
+    attach(desk, 51, "j50")
+    desk.do(e.Joined(2, "j50", 1))
+    desk.wait(13, 2)
+    desk.finish(2, "j50")
+    assert desk.one(e.DeliverResult).peer == 51
+
+
+def test_a_result_that_went_with_its_agent_is_not_waited_for_longer_than_the_agent(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    desk.do(e.Disconnected(1))
+    desk.now += 14
+    attach(desk, 51, "j50")
+    desk.pass_time(0)
+    assert desk.one(e.TellFailed).safe is False
+    assert not desk.scheduler.jobs
+
+
+@pytest.mark.parametrize(("running", "beats", "said"), [(True, 2, ["Offer"]), (True, 1, ["TellFailed"]), (False, 2, ["TellFailed"])])
+def test_what_was_found_may_be_run_again_once_all_that_it_did_was_told_again(running: bool, beats: int, said: list[str]) -> None:
     desk = after_a_restart()
     attach(desk, 50, "new", epoch=7)
-    come_back(desk, 1, running=(("new", 1, USER),))
+    held = (("new", 1, USER),)
+    come_back(desk, 1, running=held if running else (), kept=() if running else held)
     assert desk.one(e.Resume) == e.Resume(50, "new")
+    for _ in range(beats):
+        desk.beat(1)
     desk.do(e.Disconnected(1))
     desk.agent(2)
     desk.wait(13, 2)
-    assert desk.said(50) == ["Offer"]
+    assert desk.said(50)[-1:] == said
+
+
+def test_what_was_found_and_is_then_no_more_is_not_run_again_before_all_was_told() -> None:
+    desk = after_a_restart()
+    attach(desk, 50, "new", epoch=7)
+    come_back(desk, 1, "i1", kept=(("new", 1, USER),))
+    desk.do(e.Disconnected(1))
+    come_back(desk, 2, "i1")
+    assert desk.one(e.TellFailed).safe is False
+
+
+def test_of_two_attempts_the_newer_one_counts_whoever_is_heard_first() -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, running=(("new", 1, USER),))
+    desk.agent(2, running=(("new", 2, USER),))
+    assert e.Kill(1, "new", 1) in desk.last
+    attach(desk, 50, "new", 2)
+    assert desk.one(e.ForwardAttach).peer == 2
+    assert not desk.scheduler.agents[1].is_serving
+    desk.finish(1, "new", 1)
+    assert desk.scheduler.agents[1].is_serving
+
+
+def test_a_submitter_that_has_sent_go_again_knows_of_a_newer_attempt_than_an_agent() -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, running=(("new", 1, USER),))
+    attach(desk, 50, "new", 2, epoch=7)
+    assert e.Kill(1, "new", 1) in desk.last
+    assert "TellMissing" in desk.said(50)
+    desk.agent(2, running=(("new", 2, USER),))
+    assert desk.said(50) == ["Resume"]
+
+
+def test_what_was_written_down_is_no_hearsay() -> None:
+    desk = after_a_restart(("j50", Assigned(3, "a1", "i1", USER)))
+    desk.agent(2, running=(("j50", 4, USER),))
+    assert e.Kill(2, "j50", 4) in desk.last
+    come_back(desk, 1, running=(("j50", 3, USER),))
+    attach(desk, 50, "j50", 3)
+    assert desk.one(e.ForwardAttach).peer == 1
 
 
 @pytest.mark.parametrize(("serves", "found"), [(USER, True), (USER + 1, False)])

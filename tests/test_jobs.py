@@ -11,6 +11,7 @@ from test_scheduler import OLD, USER, Desk, after_a_restart, attach, come_back
 from dwrap.distributor import events as e
 from dwrap.distributor import submitters
 from dwrap.distributor.events import JobState
+from dwrap.distributor.ledger import Book
 
 
 @pytest.fixture
@@ -34,8 +35,18 @@ def test_a_queue_that_is_full_is_said_to_be(desk: Desk, monkeypatch: pytest.Monk
     monkeypatch.setattr(submitters, "MAX_JOBS", 2)
     for peer in (50, 51, 52):
         desk.submit(peer)
-    assert desk.last == [e.Answer(52, "j52", "UNAVAILABLE", "the queue is full: 2 jobs")]
+    assert desk.one(e.Answer) == e.Answer(52, "j52", "UNAVAILABLE", "the queue is full: 100000 jobs")
     assert list(desk.scheduler.jobs) == ["j50", "j51"]
+
+
+def test_a_queue_that_is_full_loses_nothing_of_who_comes_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = after_a_restart()
+    monkeypatch.setattr(submitters, "MAX_JOBS", 1)
+    desk.submit(50)
+    for _ in range(2):
+        attach(desk, 51, "undone", 1)
+        failed = desk.one(e.TellFailed)
+        assert (failed.safe, failed.undo) == (True, ("/srv/o",)), "it runs where it was submitted, after that was removed"
 
 
 @pytest.mark.parametrize(
@@ -120,11 +131,13 @@ def test_an_offer_goes_to_where_the_submitter_is_now(desk: Desk) -> None:
     assert len(records(desk, "claimed")) == 1
 
 
-def test_an_attach_of_another_attempt_says_nothing_of_this_one(desk: Desk) -> None:
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_an_attach_of_another_attempt_is_refused_and_takes_the_job_from_nobody(desk: Desk, attempt: int) -> None:
     desk.agent(1)
     desk.run(50)
-    attach(desk, 51, "j50", 2)
-    assert [action for action in desk.last if not isinstance(action, e.Record)] == [e.Unexpected("attach")]
+    attach(desk, 51, "j50", attempt)
+    assert desk.last == [e.Unexpected("attach"), e.Answer(51, "j50", "REFUSED", f"its attempt is number 1, not {attempt}")]
+    assert desk.scheduler.jobs["j50"].peer == 50
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(12.9, ["TellMissing"]), (13.0, ["TellFailed"])])
@@ -143,11 +156,28 @@ def test_a_job_without_an_identity_is_claimed_by_who_has_its_name(desk: Desk) ->
     assert desk.said(1) == ["ForwardAttach"]
 
 
-def test_who_cannot_be_told_from_others_claims_what_it_has_the_name_of(desk: Desk) -> None:
+def test_who_cannot_be_told_from_others_claims_nothing_of_who_can(desk: Desk) -> None:
     desk.agent(1)
     desk.run(50)
     desk.do(e.Attached(51, None, e.JobSpec("j50", "/srv", "cc", "b"), 1, 0, 1.0, ()))
-    assert desk.said(1) == ["ForwardAttach"]
+    assert desk.one(e.Answer) == e.Answer(51, "j50", "REFUSED", "the job is another user's")
+
+
+@pytest.mark.parametrize(("serves", "said"), [(e.ANY_UID, []), (USER, ["ForwardAttach"])])
+def test_a_job_of_the_past_whose_agent_serves_one_user_may_have_been_anyones(serves: int, said: list[str]) -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, serves=serves, uid=0 if serves == e.ANY_UID else USER, running=(("new", 1, USER),))
+    desk.do(e.Attached(51, None, e.JobSpec("new", "/srv", "cc", "b"), 1, 0, 1.0, ()))
+    assert desk.said(1) == said
+
+
+@pytest.mark.parametrize("uid", [None, USER])
+def test_the_ledger_knows_whose_a_job_is_not_as_whom_it_runs(desk: Desk, uid: int | None) -> None:
+    desk.agent(1, serves=USER, uid=USER)
+    desk.run(50, uid=uid)
+    book = Book()
+    [line] = [line for line in map(book.fold, [action for action in desk.last if isinstance(action, e.Record)]) if line]
+    assert (line[0], line[4]) == ("A", uid)
 
 
 def test_a_claimed_job_of_the_past_is_what_its_submitter_says_it_is() -> None:

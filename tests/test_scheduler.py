@@ -583,7 +583,7 @@ def test_what_nobody_names_was_never_started_if_somebody_can_tell(
     desk.run(50)
     desk.do(e.Disconnected(1))
     come_back(desk, 2, incarnation, former=former)
-    assert desk.said(50) == ([] if started else ["Offer"])
+    assert desk.said(50) == ([] if started else ["TellQueued", "Offer"])
 
 
 @pytest.mark.parametrize(("told", "verb"), [(("/srv/o",), "again"), ((), "again"), (None, "failed")])
@@ -666,6 +666,7 @@ def test_a_result_whose_agent_dies_before_it_was_fetched_again(desk: Desk, repea
     desk.finish(holder, "j50", 1, e.Outcome(0, repeat=repeat, made=("/srv/o",)))
     attach(desk, 51, "j50")
     desk.do(e.Disconnected(holder))
+    desk.wait(13, 3 - holder)
     if repeat:
         desk.go(51, "j50")
         assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (2, ("/srv/o",))
@@ -744,7 +745,7 @@ def test_a_restart_does_not_restart_clocks(lost_at: float | None, seconds: int) 
     desk.wait(seconds - 1, 2)
     assert desk.said(50) == []
     desk.wait(1, 2)
-    assert desk.said(50) == ["Offer"]
+    assert desk.said(50) == ["TellQueued", "Offer"]
 
 
 def test_a_job_of_the_past_that_no_submitter_claims_is_ended() -> None:
@@ -775,7 +776,7 @@ def test_what_was_written_down_decides_after_a_restart(known: Assigned, back: bo
     if back:
         come_back(desk, 1)
     if not back:
-        desk.wait(13, 2)
+        desk.wait(13 if again else 313, 2)
     if again:
         desk.go(50)
         assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (4, known.made)
@@ -822,7 +823,7 @@ def test_a_job_killed_for_want_of_memory_goes_where_there_is_more_then_alone(des
         desk.go(50)
     attempt = desk.one(e.Assign).attempt
     desk.finish(2, "j50", attempt, starved)
-    assert desk.said(50) == [], "it waits until the largest has nothing else"
+    assert desk.said(50) == ["TellQueued"], "it waits until the largest has nothing else"
     desk.submit(60, agent="a2")
     assert desk.said(60) == ["TellQueued"], "which is kept free for it"
     desk.finish(2, "j40")
