@@ -156,9 +156,9 @@ _Noreturn static void run_holder(const struct spec *spec, int channel, const int
 {
     struct holder holder = {.channel = channel, .namespaces = spec->namespaces};
     prctl(PR_SET_NAME, "dwrap-holder");
-    if (spec->namespaces)
-        prctl(PR_SET_PDEATHSIG, SIGKILL); /* and with init the whole namespace ends */
-    else
+    /* It is not to die with the runner, though with init the whole namespace would: its end frees the lock that says that this job
+     * lives, before the kernel has taken down the rest. */
+    if (!spec->namespaces)
         prctl(PR_SET_CHILD_SUBREAPER, 1);
     block_signals();
     if (spec->namespaces && !furnish_namespaces())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -558,3 +559,23 @@ def test_the_place_is_in_use_as_long_as_a_job_lives(place: Bench) -> None:
     os.waitpid(job.runner.pid, 0)
     place.runners, place.jobs = None, []
     (place.work / "runs" / "job0.1").unlink()
+
+
+def test_the_place_is_in_use_until_the_last_process_of_a_killed_job_is_gone(place: Bench) -> None:
+    """Also while the kernel is still taking it down, which needs a while for much memory: what it has open may be written to until then."""
+    name = f"94{os.getpid()}"
+    eat = f"import time; x = b'x' * 200_000_000; print('up', flush=True); time.sleep({name})"
+    job = place.start(("/bin/sh", "-c", 'python3 -c "$0" & setsid python3 -c "$0" & wait', eat))
+    job.until(lambda: job.out[1] == b"up\nup\n")
+    tree = [Path(f"/proc/{pid}") for pid in processes_with(name)]
+    assert len(tree) == 3
+    assert place.runners
+    place.runners.close()
+    os.kill(job.runner.pid, signal.SIGKILL)
+    while not workplace.is_free(place.work):
+        pass
+    assert not [process for process in tree if process.exists()]
+    os.waitpid(job.runner.pid, 0)
+    place.runners, place.jobs = None, []
+    for left in place.litter():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
