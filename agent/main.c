@@ -162,7 +162,7 @@ static void finish(struct run *run)
     static struct report report;
     give_up_failed_start(run);
     if (is_starved(run)) {
-        run->lost = "the kernel killed for want of memory while it ran";
+        run->lost = starved_why();
         drop_held(run);
     }
     deliver_held(run);
@@ -238,6 +238,7 @@ int main(int argc, char **argv)
         reject_for(&run, OF_THE_AGENT, "reading its specification", wrong);
     revalidate(&run);
     undo(&run);
+    starved_begin();
     if (!runfile_begin(&run.spec))
         reject_for(&run, OF_THE_AGENT, "recording it", strerror(errno));
     start(&run);

@@ -33,9 +33,14 @@ static void enter(struct run *run, enum phase phase)
         tree_signal_all(&run->tree, SIGKILL);
 }
 
-/* Kills the tree at once; nobody waits for its output any more. */
-static void abandon(struct run *run)
+static bool is_over(const struct run *run) { return run->phase == EMPTY && run->streams.out[1].fd < 0 && run->streams.out[2].fd < 0; }
+
+/* Ends it, at once, for a reason of the agent's; nobody waits for its output any more. Its own status counts only when all of its output
+ * is on its way. */
+static void lose(struct run *run, const char *why)
 {
+    if (!is_over(run) && !run->lost)
+        run->lost = why;
     run->meddled = true;
     hold_release(&run->hold);
     output_close(&run->streams.out[1]);
@@ -43,16 +48,6 @@ static void abandon(struct run *run)
     input_close(&run->streams.in);
     if (run->phase != EMPTY)
         enter(run, KILLING);
-}
-
-static bool is_over(const struct run *run) { return run->phase == EMPTY && run->streams.out[1].fd < 0 && run->streams.out[2].fd < 0; }
-
-/* Ends it for a reason of the agent's. Its own status counts only when all of its output is on its way. */
-static void lose(struct run *run, const char *why)
-{
-    if (!is_over(run) && !run->lost)
-        run->lost = why;
-    abandon(run);
 }
 
 /* Nobody hears it or gives it anything any more. */
@@ -158,10 +153,8 @@ static void take_packet(struct run *run, const struct packet *packet, const char
         pass_signal(run, (int)packet->number);
     else if (packet->kind == PACKET_NOTED)
         clear_facts(run, packet->number);
-    else if (packet->kind == PACKET_KILL && packet->number == 1)
-        lose(run, "the agent ended it");
     else if (packet->kind == PACKET_KILL)
-        abandon(run);
+        lose(run, "the agent ended it");
 }
 
 static void take_packets(struct run *run)

@@ -48,7 +48,7 @@ static void add_outcome(struct run *run, struct report *report, const struct out
             outputs->path, strerror(outputs->error));
     else if (run->wrong)
         add(report, "error=infrastructure%creason=it failed while this agent's view of %.400s was stale; run it again", 0, run->spec.cwd);
-    else if (!run->main_ended)
+    else if (!run->main_ended || run->lost) /* then its status is our own doing */
         add(report, "error=infrastructure%cfault=1%creason=the job's process tree was lost", 0, 0);
     else
         add(report, "status=%d", run->status);

@@ -9,7 +9,7 @@
  * order, then a payload:
  *   agent to runner   INPUT  number=offset, payload=bytes of stdin; no payload: end of file
  *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number
- *                     KILL number=1: the agent ends it, 0: its submitter is gone
+ *                     KILL (end its tree)
  *                     NOTED number=seq (the distributor knows all that MADE told up to it: the calls that wait for it go on)
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
  *                     APPLIED (the view agrees with the spec's entries)    MANIFEST payload=entries (all before ENDED)
@@ -219,8 +219,13 @@ ssize_t hold_read(struct hold *hold, struct output *out, int stream, int64_t now
 
 /* ---- starved.c: the kernel kills for want of memory ---- */
 
-/* Has it, anything on this machine, since the agent counted before the start? */
+/* In the starter: finds the counters of the agent's control group. In a runner: counts before the start. */
+void starved_map(void);
+void starved_begin(void);
+/* Has it since then? `count`: for the whole machine, as the agent has counted it. */
 bool starved_since(uint64_t count);
+/* The words for it. */
+const char *starved_why(void);
 
 /* ---- control.c: packets to and from the agent ---- */
 

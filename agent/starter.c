@@ -63,6 +63,7 @@ bool starter_serve(int fd)
     prctl(PR_SET_NAME, "dwrap-starter");
     view_share();
     lease_map();
+    starved_map();
     while (take_request(fd, descriptors, &count)) {
         struct answer answer = {-1, EBADF};
         if (count == 2) {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from runner_bench import PROGRAM, SECONDS, Bench, bench, eventually_no_process, processes_with, sh
@@ -202,8 +204,23 @@ def test_kill_ends_the_tree(bench: Bench) -> None:
     job.until(lambda: job.gone)
     assert time.monotonic() - start < 2
     assert job.end is not None
-    assert os.WTERMSIG(job.end.number("status")) == signal.SIGKILL
+    assert (job.end.text("error"), job.end.get("status")) == ("lost", None), "how it ended is not its own doing"
     assert not processes_with(name)
+
+
+def test_the_runners_own_kill_is_no_status(bench: Bench) -> None:
+    """Not even where its holder is lost before all of the tree was seen to end."""
+    eat = "import time; x = b'x' * 200_000_000; print('up', flush=True); time.sleep(600)"
+    for delay in (0.002, 0.005, 0.01, 0.02):
+        job = bench.start(("/bin/sh", "-c", 'python3 -c "$0" & wait', eat))
+        job.until(lambda job=job: job.out[1] == b"up\n")  # type: ignore[misc]
+        [holder] = map(int, Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split())
+        job.tell(Kind.KILL)
+        time.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder, signal.SIGKILL)
+        end = job.finish()
+        assert end.text("error") in ("lost", "infrastructure")
 
 
 def test_the_end_of_the_agent_ends_the_tree(bench: Bench) -> None:

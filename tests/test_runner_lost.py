@@ -355,6 +355,44 @@ def test_who_has_been_heard_or_is_beyond_has_a_status(place: Bench, narrow: Path
     assert end.number("memory") == 1
 
 
+@pytest.fixture
+def counted(place: Bench) -> Path:
+    """The control group of the agent has counters of its own: a file that is in place of the kernel's, for the runner and its jobs."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("only root can mount here")
+    line = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::/")), None)
+    if line is None:
+        pytest.skip("this kernel has no unified control groups")
+    counters = Path("/sys/fs/cgroup") / line.removeprefix("0::/") / "memory.events"
+    wrapped = place.folder / "counted"
+    fake = f"mount -t tmpfs none /sys/fs/cgroup && mkdir -p {counters.parent} && echo 'oom 0\noom_kill 7' >{counters}"
+    wrapped.write_text(f"#!/bin/sh\nexec unshare -m sh -c \"{fake} && exec {place.program}\"\n")
+    wrapped.chmod(0o755)
+    place.program = wrapped
+    return counters
+
+
+def test_kills_in_its_own_control_group_count(place: Bench, counted: Path) -> None:
+    end = place.run(*sh(f"echo x >new; echo 'oom_kill 8' >{counted}; exit 1"), memory_retry=True).finish()
+    assert (end.text("error"), end.number("memory")) == ("lost", 1)
+    assert end.text("reason") == "the kernel killed for want of memory while it ran"
+    assert place.run("false", memory_retry=True).status() >> 8 == 1, "that was before"
+    assert place.run(*sh(f"echo 'oom_kill 9' >{counted}; echo x >old; exit 1"), memory_retry=True).status() >> 8 == 1
+
+
+def test_kills_elsewhere_do_not_count_where_the_own_group_does(place: Bench, counted: Path, narrow: Path) -> None:
+    assert counted
+    eat = f"echo 0 >{narrow}/cgroup.procs && exec python3 -c \"b'x' * 10**8\""
+    kills = Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0]
+    job = place.start(sh("echo up; read line; exit 1"), stdin="stream", memory_retry=True)
+    job.until(lambda: job.out[1] == b"up\n")
+    assert subprocess.run(["/bin/sh", "-c", eat], check=False).returncode == -signal.SIGKILL
+    assert Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0] > kills
+    job.feed(b"go\n")
+    end = job.finish()
+    assert (end.number("status") >> 8, end.get("memory")) == (1, None)
+
+
 # ---- incarnations
 
 
