@@ -41,8 +41,19 @@ class Former:
         self._records: dict[Key, Path] = {}
 
     def look(self) -> News:
-        """What was not told before. To be asked again as long as there are leftovers."""
-        free: dict[Path, int] = {}
+        """What was not told before. To be asked again as long as there are leftovers. Raises OSError: then all is told next time."""
+        gone: dict[Path, int] = {}
+        try:
+            leftover = self._survey(gone)
+            former, results = self._inherit(gone) if gone else ((), [])
+        except OSError:
+            for fd in gone.values():
+                os.close(fd)
+            raise
+        return News(former, tuple(results), leftover)
+
+    def _survey(self, gone: dict[Path, int]) -> int:
+        """Finds the directories of incarnations that are gone, and locks them. Returns how much of others still lives."""
         leftover = 0
         for folder in sorted(self._parent.glob(f"{workplace.PREFIX}*-*")):
             fd = None if folder == self._own or folder in self._taken else _take(folder)
@@ -56,10 +67,16 @@ class Former:
                 leftover += max(1, sum(not fields for _, _, fields, _ in _records(folder)))
                 os.close(fd)
             else:
-                free[folder] = fd
-        former = self._hand_down(free) if free else ()
-        results = [result for folder, fd in free.items() for result in self._take_over(folder, fd)]
-        return News(former, tuple(results), leftover)
+                gone[folder] = fd
+        return leftover
+
+    def _inherit(self, gone: dict[Path, int]) -> tuple[tuple[str, ...], list[Result]]:
+        """Who is gone, and what is left of them. Whoever is told to be gone without what it left would count as never having had it."""
+        found = {folder: _records(folder) for folder in gone}
+        former = self._hand_down(gone)
+        for folder, fd in gone.items():
+            self._take_over(folder, fd, found[folder])
+        return former, [(key, uid, fields or _UNKNOWN, entries) for records in found.values() for key, uid, fields, entries in records]
 
     def _hand_down(self, gone: Collection[Path]) -> tuple[str, ...]:
         """Whoever comes after this incarnation can vouch for those too, when this one dies before it was heard. Returns who they are
@@ -81,16 +98,14 @@ class Former:
         """Before the machine was started anew: nothing of it lives, but nobody can vouch for what was not written to the disk."""
         return _owner(folder).startswith(f"{self._name}\n")
 
-    def _take_over(self, folder: Path, fd: int) -> list[Result]:
-        """What the records tell; all else goes, and the directory with it when there are none."""
-        found = _records(folder)
+    def _take_over(self, folder: Path, fd: int, found: list[Result]) -> None:
+        """Keeps the records; all else goes, and the directory with it when there are none."""
         self._taken[folder] = fd
         self._records.update({key: folder for key, *_ in found})
-        for other in folder.iterdir():
+        for other in _listed(folder):
             if other.name not in _KEPT:
                 workplace.remove(other)
         self._remove_settled(folder)
-        return [(key, uid, fields or _UNKNOWN, entries) for key, uid, fields, entries in found]
 
     def forget(self, key: Key) -> None:
         """The result was acknowledged. Attempts of this incarnation's own are none of its business."""
@@ -103,6 +118,13 @@ class Former:
         if folder not in self._records.values():
             workplace.remove(folder)
             os.close(self._taken.pop(folder))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # a shortage: it is removed with the directory
+        return []
 
 
 def _lines(file: Path) -> list[str]:

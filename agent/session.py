@@ -49,6 +49,7 @@ from dwrap.protocol.messages import Fields, ProtocolError, Value
 ORPHAN_SECONDS: Final = 600.0  # longer than any distributor counts on an agent that it does not hear (PROTOCOL.md: 10 + 300)
 RESEND_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 3.0
+REFUSED_SECONDS: Final = 5.0  # a name is free NAME_TAKEOVER_SECONDS (2.5) after its last sign of life
 UNFETCHED_SECONDS: Final = 20.0  # a draining agent waits no longer for its last results to be fetched; a distributor keeps them less long
 MAX_RECENT_BYTES: Final = 4 * 1024 * 1024
 MAX_ATTEMPTS: Final = 2_000  # running and kept: REGISTER names them all, in one frame
@@ -71,6 +72,7 @@ class Session:
     _connection: int = 0  # how many there have been
     _unheard_since: float = 0.0
     _quit_at: float | None = None
+    _refused_since: float | None = None
     _idle_since: float | None = None  # draining, and nothing runs any more
     _running: dict[Key, Attempt] = field(default_factory=dict)
     _attempt: dict[str, Attempt] = field(default_factory=dict)  # of each job that runs
@@ -278,8 +280,8 @@ class Session:
     def _kill(self, event: Received, now: float) -> list[Action]:
         key = _key(event.fields)
         attempt = self._running.get(key) or self._kept.get(key)
-        if attempt is None:
-            return []
+        if attempt is None:  # its assignment never came, or could not be read: nobody need wait for its end
+            return [_send("REJECT", [("job", key[0]), ("attempt", key[1]), ("reason", "nothing of it is here")])]
         attempt.join(self._connection)
         return [Tell(key, Kind.KILL, number=ENDED_BY_AGENT)] if attempt.outcome is None else self._send_result(attempt, now)
 
@@ -298,6 +300,10 @@ class Session:
         # What it says anew was refused, what it said first stands; or the distributor may not have noticed yet that we were away;
         # or something runs or waits here, which is worth asking again.
         if self.welcomed or (self._ever_welcomed and (now < self.lease_until or self._running or self._kept)):
+            return [Log("refused", (("reason", reason),))]
+        # At first it may be that the end of the incarnation before this one has not been noticed.
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        if event.fields.flag("again") and now - self._refused_since < REFUSED_SECONDS:
             return [Log("refused", (("reason", reason),))]
         return [Quit(1, f"the distributor refused this agent: {reason}")]
 

@@ -398,8 +398,11 @@ class RenewLease:
 
 @_fact
 class RefuseAgent:
+    """`may_change`: it may ask again: whoever has its name may be gone."""
+
     peer: Peer
     reason: str
+    may_change: bool
 
 
 @_fact

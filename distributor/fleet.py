@@ -72,7 +72,7 @@ class Fleet:
         jobs = self._jobs
         refusal = self._roster.refusal(event, jobs.now)
         if refusal:
-            return jobs.act(e.RefuseAgent(event.peer, refusal))
+            return jobs.act(e.RefuseAgent(event.peer, refusal, self._roster.displaced(event) is not None))
         displaced = self._roster.displaced(event)
         if displaced is not None:
             self._give_up(displaced, "it came back on a new connection")

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+def _unmake(file: Path) -> None:
+    """Emptied too, for who may not remove it."""
+    with contextlib.suppress(OSError):
+        os.truncate(file, 0)
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
 class Ledger:
     """The file in `folder`, read, and open to be written. Raises OSError."""
 
@@ -216,5 +225,4 @@ class Ledger:
         log.warning("cannot write %s: %s; a restart now would not know what runs; make room", self._file, why)
         self._out.close()
         for file in (self._file, self._before):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+            _unmake(file)

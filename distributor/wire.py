@@ -276,7 +276,7 @@ MESSAGES: Final[dict[type, Callable[[Any, int], list[bytes]]]] = {
     e.Noted: lambda a, _: encode("NOTED", [("job", a.job), ("attempt", a.attempt), ("seq", a.seq)]),
     e.Welcome: lambda a, epoch: encode("WELCOME", [("epoch", epoch), ("token", a.token), ("lease_ms", LEASE_MS)]),
     e.RenewLease: lambda _, epoch: encode("LEASE", [("epoch", epoch), ("lease_ms", LEASE_MS)]),
-    e.RefuseAgent: lambda a, _: refused(a.reason),
+    e.RefuseAgent: lambda a, _: encode("REFUSED", [("reason", one_line(a.reason)), ("again", int(a.may_change))]),
     e.Drain: lambda _, __: encode("DRAIN"),
     e.Kill: lambda a, _: encode("KILL", [("job", a.job), ("attempt", a.attempt)]),
     e.AckResult: lambda a, _: [b"ACK", b"job=%b\0attempt=%d\0" % (a.job.encode(), a.attempt)],

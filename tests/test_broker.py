@@ -284,6 +284,7 @@ def test_the_end_of_an_agent_is_noticed_at_once_and_its_return_too(house: House)
     assert peer.hear("CREDIT").number("received") == 0
     back.say("RESULT", job=job, attempt=1, error="lost", reason="its agent died", repeat=1, made="/srv/o")
     assert back.hear("ACK").text("job") == job
+    assert peer.hear("QUEUED").text("job") == job
     peer.say("GO", b"cc\0", b"", job=job, stamp=peer.hear("OFFER").text("stamp"))
     assign = back.hear("ASSIGN")
     assert (assign.number("attempt"), assign.text("undo")) == (2, "/srv/o")
@@ -347,6 +348,7 @@ def test_a_rejected_job_is_offered_again(house: House) -> None:
     peer, job = house.running(first)
     second = house.agent("a2")
     first.say("REJECT", job=job, attempt=1, reason="no such user")
+    assert peer.hear("QUEUED").text("job") == job
     peer.say("GO", b"cc\0", b"", job=job, stamp=peer.hear("OFFER").text("stamp"))
     assert second.hear("ASSIGN").number("attempt") == 2
 
@@ -391,7 +393,8 @@ def test_a_second_agent_of_a_live_name_is_refused(house: House) -> None:
     house.agent("twin")
     second = house.peer()
     second.say("REGISTER", version=1, name="twin", slots=1, root="/", serves=os.getuid())
-    assert "--name" in second.hear("REFUSED").text("reason")
+    refused = second.hear("REFUSED")
+    assert ("--name" in refused.text("reason"), refused.flag("again")) == (True, True)
 
 
 def test_a_chosen_routing_id_is_refused(house: House) -> None:

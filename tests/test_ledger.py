@@ -270,6 +270,19 @@ def test_a_ledger_that_lacks_a_line_leaves_no_older_file_either(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_ledger_that_lacks_a_line_and_may_not_be_removed_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError
+
+    write(tmp_path, assigned(101, "over"))
+    ledger = Ledger(tmp_path, 2, 100.0, BOOT)
+    ledger._out.close()
+    ledger._out = (tmp_path / "assignments").open("rb", buffering=0)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    ledger.fold(assigned(102, "lost"))
+    assert (tmp_path / "assignments").read_bytes() == b""
+
+
 @pytest.mark.parametrize(("seconds", "until"), [(0.9, 113.0), (1.0, 114.0)])
 def test_that_it_lives_is_written_once_a_second(tmp_path: Path, seconds: float, until: float) -> None:
     ledger = Ledger(tmp_path, 1, 100.0, BOOT)

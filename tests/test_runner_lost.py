@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -10,11 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runner_bench import ROOT, ROOT_ONLY, Bench, Job, bench, eventually_no_process, processes_with, sh
 
-from dwrap.agent import workplace
+from dwrap.agent import former, workplace
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind, News
 from dwrap.agent.former import FOREIGN_SECONDS, Former
@@ -451,6 +453,25 @@ def test_who_is_gone_is_handed_down_before_its_directory_goes(tmp_path: Path, mo
         assert all(seen)
 
 
+@pytest.mark.parametrize("broken", ["_records", "_lines"])
+def test_what_could_not_be_told_is_told_whole_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    def fails(_: Path) -> list[Any]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    folder = folder_of(tmp_path, "1-x")
+    (folder / "runs" / "j.1").write_bytes(RECORD.pack(7, 9, 0) + b"status=0\0")
+    with workplace.claim(tmp_path, "a") as own:
+        looks = Former(tmp_path, "a", own)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(former, broken, fails)
+            with pytest.raises(OSError, match="Too many open files"):
+                looks.look()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        news = looks.look()
+        assert (news.former, len(news.results)) == (("dwrap-agent-1-x",), 1)
+
+
 def test_an_agent_that_leaves_results_behind_leaves_its_directory(tmp_path: Path) -> None:
     with workplace.claim(tmp_path, "a") as own:
         (own / "runs").mkdir()
@@ -517,7 +538,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runner_bench import Bench, sh
-from dwrap.agent import workplace
+from dwrap.agent import former, workplace
 parent = Path(sys.argv[2])
 with workplace.claim(parent / "works", "a") as folder:
     (parent / "bench").mkdir()

@@ -104,7 +104,6 @@ def test_a_job_from_assign_to_ack() -> None:
         (received("CLOSE", job="j1", stream="stderr"), [(e.Kind.CLOSE, 2, 0, b"")]),
         (received("SIGNAL", job="j1", signal=2), [(e.Kind.SIGNAL, 0, 2, b"")]),
         (received("KILL", job="j1", attempt=1), [(e.Kind.KILL, 0, 1, b"")]),
-        (received("KILL", job="j1", attempt=2), []),
         (received("NOTED", job="j1", attempt=1, seq=3), [(e.Kind.NOTED, 0, 3, b"")]),
         (received("NOTED", job="j1", attempt=2, seq=3), []),
         (received("SIGNAL", job="j1", signal=2, seq=1), [(e.Kind.SIGNAL, 0, 2, b"")]),
@@ -112,7 +111,6 @@ def test_a_job_from_assign_to_ack() -> None:
         (received("INPUT", b"d", job="gone", offset=0), []),
         (received("CREDIT", job="gone", stream="stdout", limit=70_000), []),
         (received("CLOSE", job="gone", stream="stdout"), []),
-        (received("KILL", job="gone", attempt=1), []),
         (received("CREDIT", job="j1", stream="nonsense", limit=1), []),
         (received("CREDIT", job="j1", stream="stdout"), []),
         (received("CREDIT", job="j1", stream="stdin", limit=1), []),
@@ -414,6 +412,14 @@ def test_stop_ends_all_so_that_it_can_run_elsewhere_and_does_not_wait_for_ever()
     assert only(session.handle(e.Tick(), s.STOP_SECONDS), e.Quit) == [e.Quit(0)]
 
 
+@pytest.mark.parametrize(("job", "attempt"), [("j1", 2), ("gone", 1)])
+def test_nobody_waits_for_the_end_of_what_never_came(job: str, attempt: int) -> None:
+    session = welcomed()
+    session.handle(assign(), 0)
+    [(verb, fields)] = sent(session.handle(received("KILL", job=job, attempt=attempt), 1))
+    assert (verb, fields.text("job"), fields.number("attempt")) == ("REJECT", job, attempt)
+
+
 def test_a_refusal_does_not_end_what_runs() -> None:
     session = welcomed()
     session.handle(assign(), 0)
@@ -433,6 +439,14 @@ def test_refused_at_first_is_the_end_later_it_is_asked_again() -> None:
     [quit_action] = fresh.handle(received("REFUSED", reason="the name a is taken"), 0)
     assert isinstance(quit_action, e.Quit)
     assert (quit_action.status, "the name a is taken" in quit_action.reason) == (1, True)
+    early = s.Session(Registration("a", 1, ("/",), "any"))
+    early.handle(e.Connected(), 0)
+    taken = received("REFUSED", reason="the name a is taken", again=1)
+    assert not only(early.handle(taken, 0), e.Quit), "its former incarnation's end may not have been noticed"
+    assert verbs(early.handle(e.Tick(), 1)) == ["REGISTER"]
+    early.handle(e.Tick(), 4)
+    assert not only(early.handle(taken, 4.9), e.Quit)
+    assert only(early.handle(taken, 5), e.Quit)
     session = welcomed()
     session.handle(e.Disconnected(), 1)
     session.handle(e.Connected(), 2)
