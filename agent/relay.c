@@ -136,7 +136,7 @@ static void close_stream(struct run *run, uint32_t stream)
 
 static void pass_signal(struct run *run, int number)
 {
-    run->meddled = true;
+    run->meddled |= number != SIGWINCH && number != SIGCONT; /* which leave nothing behind */
     tree_signal(&run->tree, number);
 }
 

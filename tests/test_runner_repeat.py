@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-from runner_bench import ROOT_ONLY, Bench, Job, bench, sh
+from runner_bench import ROOT_ONLY, Bench, Job, bench, processes_with, sh
 from test_runner_writes import LISTEN, REFUSE, TABLE
 
 from dwrap.agent.accounts import Identity
@@ -184,6 +185,19 @@ def test_what_cannot_be_heard(place: Bench) -> None:
     check(place, job, "", "it installs a seccomp listener of its own")
     job = place.run("python3", "-c", "import ctypes; ctypes.CDLL(None).chroot(b'/nonexistent')")
     check(place, job, "", "a container may have written files")
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGWINCH, b"listens 0\n"), (signal.SIGUSR1, b"-1 16\n")])
+def test_a_window_size_does_not_keep_a_command_from_starting_over(place: Bench, number: int, said: bytes) -> None:
+    """Other signals do: nobody knows what they have done."""
+    told = place.folder / "told"
+    script = f'trap "" USR1; while ! test -e {told}; do sleep 0.01; done; exec python3 -c "$0"'
+    job = place.start((*sh(script), LISTEN))
+    place.until(lambda: job.runner.pid and processes_with(str(told)))
+    job.tell(Kind.SIGNAL, 0, number)
+    told.touch()
+    job.finish()
+    assert job.out[1] == said
 
 
 def test_a_command_that_is_not_heard_begins_once_that_is_known(place: Bench) -> None:

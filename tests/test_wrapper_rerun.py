@@ -212,6 +212,28 @@ def test_a_command_that_was_told_to_end_is_not_run_again(dwrap: Wrapper, number:
         assert len(d.by_verb("GO")) == (2 if status == 0 else 1)
 
 
+@pytest.mark.parametrize("end", [offer(2), failed()])
+def test_a_signal_is_not_forgotten_however_many_follow(dwrap: Wrapper, end: Reply) -> None:
+    many = 20
+
+    def script(_submit: Message) -> Script:
+        yield offer(1)
+        yield from until("GO")
+        for _ in range(1 + many):
+            yield from until("SIGNAL")
+        yield end
+        yield from until("GO")
+        yield result(2)
+
+    with TornDistributor(script) as d, dwrap.popen(d.address, "true") as process:
+        d.wait_for("GO")
+        for count, number in enumerate([signal.SIGUSR1, *[signal.SIGWINCH] * many], 1):
+            process.send_signal(number)
+            d.wait_for("SIGNAL", count)
+        assert process.wait(10) == 125
+        assert len(d.by_verb("GO")) == 1
+
+
 def test_signals_count_on_in_a_new_attempt(dwrap: Wrapper) -> None:
     def script(_submit: Message) -> Script:
         yield offer(1)

@@ -51,7 +51,7 @@ void attempt_start(struct attempt *a, struct link *l, struct job *job, const str
     a->link = l;
     a->job = job;
     a->passed = 0;
-    a->clogged = false;
+    a->touched = a->clogged = false;
     a->stamp[0] = 0;
     source_start(&a->in, &streams[0]);
     for (int i = 0; i < 2; i++) {
@@ -65,20 +65,9 @@ void attempt_start(struct attempt *a, struct link *l, struct job *job, const str
     a->go_ms = boot_ms();
 }
 
-/* Was a signal passed on whose effect on the last attempt nobody knows? Stops and window sizes leave none. */
-static bool was_touched_by_signals(const struct attempt *a)
-{
-    for (uint64_t seq = a->passed; seq > a->passed_before && a->passed - seq < PASSED_KEPT; seq--) {
-        int number = a->signals[seq % PASSED_KEPT];
-        if (number == SIGUSR1 || number == SIGUSR2)
-            return true;
-    }
-    return false;
-}
-
 const char *attempt_restart(struct attempt *a, const struct message *offer)
 {
-    if (was_touched_by_signals(a))
+    if (a->touched)
         return "a signal had been passed on to it";
     if (!source_rewind(&a->in, 0))
         return "its input cannot be given again";
@@ -217,7 +206,7 @@ bool attempt_fell_short(const struct attempt *a)
 
 bool attempt_is_untouched(const struct attempt *a)
 {
-    return a->out[0].sink.received == 0 && a->out[1].sink.received == 0 && source_is_whole(&a->in);
+    return !a->touched && a->out[0].sink.received == 0 && a->out[1].sink.received == 0 && source_is_whole(&a->in);
 }
 
 void attempt_write(struct attempt *a, int stream)
@@ -255,6 +244,7 @@ static void send_signal(struct attempt *a, uint64_t seq)
 
 void attempt_pass_signal(struct attempt *a, int number)
 {
+    a->touched |= number == SIGUSR1 || number == SIGUSR2; /* stops and window sizes leave nothing */
     a->passed++;
     a->signals[a->passed % PASSED_KEPT] = number;
     send_signal(a, a->passed);

@@ -37,6 +37,7 @@ struct attempt {
     char stamp[STAMP_BYTES]; /* from PROVE; empty: this connection has none */
     uint64_t passed, passed_before; /* signals that were passed on in all, and before this attempt */
     int signals[PASSED_KEPT];       /* the last of them, by sequence number */
+    bool touched; /* one was passed on whose effect nobody knows: from then on there is no other attempt */
 };
 
 enum taken { TAKEN, TAKEN_WRONG, TAKEN_DIFFERS };
@@ -62,7 +63,7 @@ bool attempt_is_incomplete(const struct attempt *a, const struct message *result
 /* Did it end before it printed what an earlier one had? */
 bool attempt_fell_short(const struct attempt *a);
 
-/* Nothing of any attempt was seen here: no output, no input that cannot be given back. */
+/* Nothing of any attempt was seen here, or changed it: no output, no input that cannot be given back, no signal. */
 bool attempt_is_untouched(const struct attempt *a);
 
 /* Writes what waits, and gives credit for what was written; says so when nobody reads it any more. */
