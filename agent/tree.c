@@ -99,7 +99,7 @@ static void obey(struct holder *holder)
 {
     struct order order;
     ssize_t size = recv(holder->channel, &order, sizeof order, 0);
-    if (size == 0 || (size < 0 && errno != EINTR)) { /* the runner is gone */
+    if (size == 0 || (size < 0 && errno != EINTR)) { /* the runner is gone, or has said all */
         holder->killing = true;
     } else if (size == (ssize_t)sizeof order) {
         if (order.all)
@@ -204,6 +204,8 @@ static void give_order(const struct tree *tree, int signal, bool all)
     struct order order = {signal, all};
     /* A holder that is gone has nothing left to signal; one that is killing the tree takes no more orders. */
     send(tree->channel, &order, sizeof order, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (all && signal == SIGKILL) /* that must come to it, however many orders are on their way: nothing comes after it */
+        shutdown(tree->channel, SHUT_WR);
 }
 
 void tree_signal(const struct tree *tree, int signal) { give_order(tree, signal, false); }
