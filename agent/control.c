@@ -38,3 +38,12 @@ ssize_t control_receive(struct control *control, char *packet, size_t room)
         return 0;
     return size < (ssize_t)sizeof(struct packet) ? -1 : size;
 }
+
+bool control_await_begin(struct control *control)
+{
+    struct packet packet;
+    ssize_t size;
+    while ((size = recv(control->fd, &packet, sizeof packet, 0)) < 0 && errno == EINTR)
+        continue;
+    return size == (ssize_t)sizeof packet && packet.kind == PACKET_NOTED && packet.number == 0;
+}

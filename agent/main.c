@@ -237,6 +237,8 @@ int main(int argc, char **argv)
     if (wrong)
         reject_for(&run, OF_THE_AGENT, "reading its specification", wrong);
     revalidate(&run);
+    if (!control_await_begin(&run.control))
+        return 0;
     undo(&run);
     starved_begin();
     if (!runfile_begin(&run.spec))

@@ -10,7 +10,8 @@
  *   agent to runner   INPUT  number=offset, payload=bytes of stdin; no payload: end of file
  *                     CREDIT stream, number=limit      CLOSE stream      SIGNAL number
  *                     KILL (end its tree)
- *                     NOTED number=seq (the distributor knows all that MADE told up to it: the calls that wait for it go on)
+ *                     NOTED number=seq (the distributor knows all that MADE told up to it: the calls that wait for it go on);
+ *                           the first has number=0: the agent knows of this runner, which changes nothing before that
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
  *                     APPLIED (the view agrees with the spec's entries)    MANIFEST payload=entries (all before ENDED)
  *                     MADE number=seq (1, 2, ...), stream=1: it waits for NOTED, payload=a field `path` or `beyond`
@@ -240,6 +241,8 @@ bool control_send(struct control *control, struct packet head, const void *paylo
 bool control_flush(struct control *control);
 /* The size of the packet received, 0 when there is none, -1 when the agent is gone. */
 ssize_t control_receive(struct control *control, char *packet, size_t room);
+/* Waits until the agent knows of this runner. False: it never will, and has told that there is none. */
+bool control_await_begin(struct control *control);
 
 /* ---- scratch.c: the job's private TMPDIR ---- */
 

@@ -5,6 +5,7 @@ Knows processes, descriptors and the spec's form. Does not know the network, lea
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import mmap
@@ -24,7 +25,7 @@ from types import MappingProxyType
 from typing import Final
 
 from dwrap.agent.accounts import Identity
-from dwrap.agent.events import Key, RunnerEnded, RunnerSaid, Start, Tell
+from dwrap.agent.events import Key, Kind, RunnerEnded, RunnerSaid, Start, Tell
 from dwrap.agent.workplace import RUNS
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
@@ -72,6 +73,10 @@ def choose_tree(program: Path) -> str:
     if probe.returncode != 0 or word not in ("pidns", "subreaper"):
         raise OSError(f"{program} cannot hold a process tree here: {probe.stderr.strip() or 'it says nothing'}")
     return word
+
+
+class ForkError(OSError):
+    """The starter says that it could not fork a runner."""
 
 
 class Runner:
@@ -149,14 +154,16 @@ class Starter:
                 os.close(fd)
 
     def fork(self, control: int, spec: int) -> int:
-        """Forks a runner, a child of this process, with these descriptors. Returns its pid. Raises OSError, EOFError."""
+        """Forks a runner, a child of this process, with these descriptors. Returns its pid. Raises ForkError; after any other OSError or
+        EOFError its answer may be still to come, and this starter is of no use any more.
+        """
         socket.send_fds(self._socket, [b"+"], [control, spec])
         answer = self._socket.recv(_ANSWER.size)
         if len(answer) != _ANSWER.size:
             raise EOFError
         pid, error = _ANSWER.unpack(answer)
         if pid < 0:
-            raise OSError(error, os.strerror(error))
+            raise ForkError(error, os.strerror(error))
         return int(pid)
 
     def close(self) -> None:
@@ -235,7 +242,10 @@ class Runners:
             mine.setblocking(False)
             try:
                 with theirs:
-                    return self._fork(theirs.fileno(), spec.fileno()), mine
+                    pid = self._fork(theirs.fileno(), spec.fileno())
+                with contextlib.suppress(OSError):  # one that has ended already is heard to have
+                    mine.send(_HEAD.pack(Kind.NOTED, 0, 0))  # a runner whose start came to nothing here does not go on
+                return pid, mine
             except OSError:
                 mine.close()
                 raise
@@ -257,7 +267,9 @@ class Runners:
             self._starter = Starter(self._program, {_LEASE_FD: self._lease.fd, _RUNS_FD: self._runs})
         try:
             return self._starter.fork(control, spec)
-        except (EOFError, ConnectionError, TimeoutError) as error:
+        except ForkError:
+            raise
+        except (OSError, EOFError) as error:
             self._starter.close()
             self._starter = None
             raise OSError("the program that starts runners has died") from error

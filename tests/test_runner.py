@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -298,3 +299,48 @@ def test_the_starter_is_started_again(bench: Bench) -> None:
     with pytest.raises(StartError, match="has died"):
         bench.start(("true",))
     assert bench.run("true").status() == 0
+
+
+class Deaf:
+    """A starter's socket of which nothing can be heard any more."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self._real = real
+
+    def recv(self, size: int) -> bytes:
+        raise OSError(errno.ENOMEM, "nothing is heard")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+def test_a_late_answer_is_not_taken_for_that_to_the_next_start(bench: Bench) -> None:
+    assert bench.run("true").status() == 0
+    assert bench.runners
+    assert bench.runners._starter
+    bench.runners._starter._socket = Deaf(bench.runners._starter._socket)  # type: ignore[assignment]
+    with pytest.raises(StartError):
+        bench.start(sh("echo x >new"))
+    job = bench.start(sh("echo $PPID; exit 7"))
+    assert Path(f"/proc/{job.runner.pid}").exists()
+    assert os.WEXITSTATUS(job.status()) == 7
+    assert not (bench.cwd / "new").exists()
+
+
+def test_a_runner_of_which_the_agent_does_not_know_does_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The starter was frozen when it had forked it: its assignment was rejected, and may run elsewhere by now."""
+
+    def late(starter: Starter, control: int, spec: int) -> int:
+        pids.append(fork(starter, control, spec))
+        time.sleep(0.3)
+        raise TimeoutError
+
+    bench.roots = (str(bench.folder),)
+    (bench.cwd / "old").touch()
+    fork, pids = Starter.fork, list[int]()
+    monkeypatch.setattr(Starter, "fork", late)
+    with pytest.raises(StartError, match="has died"):
+        bench.start(sh("echo x >new"), undo=[bench.cwd / "old"])
+    assert os.waitpid(pids[0], 0)[1] == 0
+    assert [path.name for path in bench.cwd.iterdir()] == ["old"]
+    assert not bench.litter(), "no record of it, either"
