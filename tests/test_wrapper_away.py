@@ -39,16 +39,17 @@ def test_a_deadly_signal_and_nobody_there_ends_it(dwrap: Wrapper, how: str) -> N
             assert time.monotonic() - start < 4.5
 
 
-def agent_missing(_submit: Message) -> Script:
-    yield OFFER
-    yield from until("GO")
-    yield ("MISSING", [])
-    yield from until("nothing")
+@pytest.mark.parametrize("said", [("MISSING", []), ("QUEUED", [("ahead", 7)])], ids=["missing", "queued"])
+def test_a_deadly_signal_ends_it_also_when_no_agent_can_be_asked(dwrap: Wrapper, said: Message) -> None:
+    """The distributor answers, but for an agent that is cut off, or another one, it could take minutes."""
 
+    def agentless(_submit: Message) -> Script:
+        yield OFFER
+        yield from until("GO")
+        yield said
+        yield from until("nothing")
 
-def test_a_deadly_signal_ends_it_also_when_nobody_hears_of_its_agent(dwrap: Wrapper) -> None:
-    """The distributor answers, but for an agent that is cut off it could take minutes."""
-    with TornDistributor(agent_missing) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
+    with TornDistributor(agentless) as d, dwrap.popen(d.address, "cmd", env=FAIL) as process:
         d.wait_for("GO")
         start = time.monotonic()
         process.send_signal(signal.SIGINT)

@@ -35,7 +35,7 @@ struct relay {
     struct ending *ending;
     struct attempt *attempt;
     struct absence absence;
-    bool missing;       /* nobody hears of the agent */
+    bool missing;       /* nobody hears of the agent, or no agent has it */
     bool over;          /* the ending is known */
     bool resulted;      /* it came as a RESULT, which wants an ACK */
     bool viewed;        /* a MANIFEST came */
@@ -273,7 +273,7 @@ static void take_messages(struct relay *r)
         if (!is_ours(r, &m))
             continue;
         absence_end(&r->absence);
-        r->missing = strcmp(m.verb, "MISSING") == 0;
+        r->missing = strcmp(m.verb, "MISSING") == 0 || strcmp(m.verb, "QUEUED") == 0;
         take_message(r, &m);
     }
     if (status != LINK_FINE && !r->over)
