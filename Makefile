@@ -45,16 +45,19 @@ demo: setup
 
 # Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases do.
 FAULTS := tests/test_chaos.py tests/test_cuts.py tests/test_in_place.py tests/test_scale.py
+# Those that boot labs of several hosts.
+LABS := tests/test_nfs.py tests/test_doctor_nfs.py
 
+# All but those two groups, or TESTS.
 test: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(FAULTS:%=--ignore=%))
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(LABS)))
 
 faults: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(FAULTS)
 
 # Coherence on real NFS, between the hosts of a User-Mode Linux lab. Needs root and packages (.ci/run packages installs them).
 nfs: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest tests/test_nfs.py
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(LABS)
 
 lint: setup
 	@$(BIN)/ruff check .
