@@ -104,9 +104,13 @@ def is_silent(fd: int) -> bool:
     """
     try:
         with _Borrowed(fd) as link:
-            info = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            return tells_of_silence(link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES))
     except OSError:
         return False
+
+
+def tells_of_silence(info: bytes) -> bool:
+    """The same of a struct tcp_info (<linux/tcp.h>)."""
     unacknowledged, last_acknowledged_ms = struct.unpack_from("=I", info, 24)[0], struct.unpack_from("=I", info, 56)[0]
     return unacknowledged > 0 and info[2] >= _SILENT_RETRANSMITS and last_acknowledged_ms >= _SILENT_MS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 
 import pytest
 
@@ -127,3 +128,35 @@ def test_a_tcp_peers_address_is_never_taken_for_credentials(address: str) -> Non
 )
 def test_which_endpoints_stay_on_this_machine(endpoint: str, answer: bool) -> None:
     assert identity.is_loopback_endpoint(endpoint) is answer
+
+
+def tcp_info(unacknowledged: int, retransmits: int, last_acknowledged_ms: int) -> bytes:
+    """struct tcp_info of <linux/tcp.h> as far as tcpi_last_ack_recv."""
+    info = bytearray(104)
+    info[2] = retransmits
+    struct.pack_into("=I", info, 24, unacknowledged)
+    struct.pack_into("=I", info, 56, last_acknowledged_ms)
+    return bytes(info)
+
+
+@pytest.mark.parametrize(
+    ("unacknowledged", "retransmits", "acknowledged_ms", "silent"),
+    [
+        (1, identity._SILENT_RETRANSMITS, identity._SILENT_MS, True),
+        (0, 9, 60_000, False),  # idle: keepalive asks
+        (9, identity._SILENT_RETRANSMITS - 1, 60_000, False),
+        (9, 9, identity._SILENT_MS - 1, False),  # it says that it has no room
+    ],
+)
+def test_whose_host_is_silent(unacknowledged: int, retransmits: int, acknowledged_ms: int, silent: bool) -> None:
+    assert identity.tells_of_silence(tcp_info(unacknowledged, retransmits, acknowledged_ms)) is silent
+
+
+def test_who_answers_or_is_gone_is_not_called_silent() -> None:
+    client, server = connected(socket.AF_INET, "127.0.0.1")
+    fd = server.fileno()
+    server.sendall(b"x")
+    assert not identity.is_silent(fd), "its host takes what there is room for"
+    client.close()
+    server.close()
+    assert not identity.is_silent(fd)
