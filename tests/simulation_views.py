@@ -179,8 +179,12 @@ class Desk(Wrapper):
             relied[name] = world.tree.clock
             if is_told:
                 self.edited[name] = self.edited.get(name, False) or came_or_went
-        event = e.ManifestTold(link.peer, self.job, 0, world.tree.entries(self.edited), [])
+
+    def _offered(self, link: Link, offer: e.Offer) -> None:
+        """Each GO has it before it: the connection that brought the last one may have been torn in between."""
+        event = e.ManifestTold(link.peer, self.job, 0, self.world.tree.entries(self.edited), [])
         link.up(lambda: event)
+        super()._offered(link, offer)
 
 
 class ViewsWorld(World):
