@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from farm import DWRAP, Farm, eventually, resident_bytes
+from farm import DWRAP, Farm, eventually, ready_line, resident_bytes
 
 WAITERS = int(os.environ.get("WAITERS", 0)) or (10_000 if os.environ.get("PROOF_FULL") else 500)
 SECONDS = 30 + WAITERS / 20
@@ -39,24 +39,44 @@ def queued(farm: Farm) -> int:
     return int(farm.status()["queued"])
 
 
-def test_many_wrappers_wait_at_once(short_dir: Path, tmp_path: Path) -> None:
+def needs_memory() -> None:
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE") < WAITERS * WRAPPER_BYTES:
         pytest.skip(f"{WAITERS} processes need {WAITERS * WRAPPER_BYTES / 1e9:.0f} GB of memory")
+
+
+def fill(farm: Farm, directory: Path) -> list[subprocess.Popen[bytes]]:
+    """Takes both slots, until these wrappers are told to end."""
+    full = [subprocess.Popen([DWRAP, "sleep", "100000"], env=farm.environment(), cwd=directory) for _ in range(2)]
+    eventually(lambda: assigned(farm) == 2)
+    return full
+
+
+def assigned(farm: Farm) -> int:
+    return sum(agent["assigned"] for agent in farm.status()["agents"])
+
+
+def all_run(pids: list[int], full: list[subprocess.Popen[bytes]], directory: Path) -> None:
+    for process in full:
+        process.send_signal(signal.SIGTERM)
+    assert {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids} == {0}
+    for process in full:
+        process.wait()
+    numbers = [int(line) for line in (directory / "counter").read_text().split()]
+    assert sorted(numbers) == list(range(WAITERS))
+
+
+def test_many_wrappers_wait_at_once(short_dir: Path, tmp_path: Path) -> None:
+    needs_memory()
     with Farm(short_dir, agents=2, slots=1) as farm:
         idle = highest_bytes(farm.distributor.pid)
-        full = [subprocess.Popen([DWRAP, "sleep", "100000"], env=farm.environment(), cwd=tmp_path) for _ in range(2)]
-        eventually(lambda: sum(agent["assigned"] for agent in farm.status()["agents"]) == 2)
+        full = fill(farm, tmp_path)
         started = time.monotonic()
         pids = [spawn(farm, tmp_path, number) for number in range(WAITERS)]
         eventually(lambda: queued(farm) >= WAITERS, SECONDS, "all of them wait")
         waiting = time.monotonic() - started
         largest = max(resident_bytes(pid) for pid in pids)
         distributor, agents = highest_bytes(farm.distributor.pid), [highest_bytes(agent.pid) for agent in farm.agents.values()]
-        for process in full:
-            process.send_signal(signal.SIGTERM)
-        statuses = {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids}
-        for process in full:
-            process.wait()
+        all_run(pids, full, tmp_path)
         took = time.monotonic() - started
         after = highest_bytes(farm.distributor.pid)
     print(
@@ -64,8 +84,20 @@ def test_many_wrappers_wait_at_once(short_dir: Path, tmp_path: Path) -> None:
         f"{distributor / 1e6:.1f} MB ({(distributor - idle) / WAITERS / 1e3:.1f} kB each), agents {max(agents) / 1e6:.1f} MB; "
         f"all had run after {took:.1f} s, distributor's peak {after / 1e6:.1f} MB"
     )
-    assert statuses == {0}
-    numbers = [int(line) for line in (tmp_path / "counter").read_text().split()]
-    assert sorted(numbers) == list(range(WAITERS))
     assert largest <= WRAPPER_BYTES
     assert distributor - idle <= WAITERS * DISTRIBUTOR_BYTES_EACH
+
+
+def test_many_wrappers_wait_over_a_restart(short_dir: Path, tmp_path: Path) -> None:
+    """None runs here, none twice, none fails: all of them come back to the next distributor at once."""
+    needs_memory()
+    with Farm(short_dir, agents=2, slots=1) as farm:
+        full = fill(farm, tmp_path)
+        pids = [spawn(farm, tmp_path, number) for number in range(WAITERS)]
+        eventually(lambda: queued(farm) >= WAITERS, SECONDS, "all of them wait")
+        begun = time.monotonic()
+        farm.restart_distributor()
+        ready_line(farm.distributor)
+        eventually(lambda: queued(farm) >= WAITERS and assigned(farm) == 2, SECONDS, "all of them wait again, and what ran goes on")
+        print(f"{WAITERS} wrappers wait again {time.monotonic() - begun:.1f} s after their distributor was killed")
+        all_run(pids, full, tmp_path)
