@@ -171,16 +171,24 @@ static enum link_status reach_patiently(const struct address *address, struct jo
     return status;
 }
 
+/* Thousands that come back at once would keep a distributor from starting, and the machine from everything else: those far back in the
+ * queue come half a millisecond later for each that is ahead of them, and ask as much more seldom. */
+static int64_t stagger_ms(void)
+{
+    int64_t more = connection.quiet_ms - PING_AFTER_MS;
+    return more > 0 ? more / 4 : 0;
+}
+
 /* The connection broke while the command waited for its turn: nothing of it has run. Asks the same distributor for a new place. */
 static enum link_status ask_again(const struct address *address, struct job *job, struct signals *signals, struct answer *a)
 {
     enum link_status status = LINK_LOST;
-    int64_t deadline = now_ms() + RESTART_MS;
+    int64_t stagger = stagger_ms(), deadline = now_ms() + RESTART_MS + 2 * stagger;
     for (int pause = RESTART_RETRY_MS; status != LINK_FINE && now_ms() < deadline; pause = pause < RESTART_RETRY_MOST_MS ? 2 * pause : pause) {
         struct message m;
         const char *here = NULL;
         link_close(&connection);
-        poll(NULL, 0, pause);
+        poll(NULL, 0, pause + (int)stagger);
         job_name(job);
         status = reach(address, job, deadline, &m, &here);
         if (status != LINK_FINE)
@@ -191,7 +199,8 @@ static enum link_status ask_again(const struct address *address, struct job *job
             return status;
         if (now_ms() - began < STEADY_MS)
             continue;
-        deadline = now_ms() + RESTART_MS;
+        stagger = stagger_ms();
+        deadline = now_ms() + RESTART_MS + 2 * stagger;
         pause = RESTART_RETRY_MS / 2;
     }
     return status;
