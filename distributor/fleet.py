@@ -12,7 +12,7 @@ from typing import Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
-from dwrap.distributor.job import Job
+from dwrap.distributor.job import NOBODY, Job
 from dwrap.distributor.jobs import MAX_REJECTIONS, Jobs
 from dwrap.distributor.past import RETURN_SECONDS, Epitaph
 from dwrap.distributor.placement import Agent
@@ -120,9 +120,9 @@ class Fleet:
         """What its attempts did before this epoch has been told by the time of some HEARTBEAT."""
         for name in agent.jobs:
             job = self._jobs.by_id[name]
-            if job.blind and job.blind_for > 0:
+            if job.blind_for:
                 job.blind_for -= 1
-                job.blind = job.blind_for > 0
+                job.blind = job.blind and bool(job.blind_for)
 
     def leaving(self, event: e.Leaving) -> None:
         """LEAVING."""
@@ -179,7 +179,7 @@ class Fleet:
                 jobs.requeue(job, "withdrawn", f"agent {agent.name} was lost: {reason}")
             elif job.state is JobState.ASSIGNED:
                 self._miss(job, agent, reason)
-            elif job.peer is not None and job.peer != job.delivered_to:
+            elif job.peer != job.delivered_to:
                 self.await_result(job, agent)  # it was being fetched
         if pool_has_gone:
             jobs.readmit_all()
@@ -198,11 +198,11 @@ class Fleet:
         """The agent that keeps the job's result is away. Its submitter waits for both."""
         if job.peer is not None:
             self._jobs.act(e.TellMissing(job.peer, job.id))
-        self._jobs.timers.at(max(self._jobs.now, dead_at(agent)), self._result_lost, job, agent)
+        self._jobs.timers.at(dead_at(agent), self._result_lost, job, agent)
 
     def _result_lost(self, job: Job, agent: Agent) -> None:
-        is_waited_for = job.peer is not None and job.peer != job.delivered_to and self._jobs.by_id.get(job.id) is job
-        if is_waited_for and job.agent is agent and job.state is JobState.SETTLED:  # nor has it come back meanwhile
+        """Unless it has come back meanwhile."""
+        if self._jobs.by_id.get(job.id) is job and job.peer is not None and job.agent is agent:
             self._jobs.begin_anew(job)
 
     def _await(self, job: Job, until: float) -> None:
@@ -212,7 +212,7 @@ class Fleet:
     # ---- what is missing, found and lost ----
 
     def restore(
-        self, name: str, attempt: int, uid: int | None, holder: tuple[str, str] = ("", ""), lost_at: float | None = None
+        self, name: str, attempt: int, uid: int | None, holder: tuple[str, str] = NOBODY, lost_at: float | None = None
     ) -> Job:
         """A job of an epoch before this one, of which more may be heard until the time for that is over: `lost_at`, if that was known,
         for restarts in a row must not put it off, but not before its agent had time to dial again.
@@ -266,8 +266,8 @@ class Fleet:
             self._jobs.act(e.Kill(agent.peer, job.id, job.attempt))
             self._miss(job, agent, "a newer attempt is known of")
             self._changed(agent)
-        job.attempt, job.holder, job.blind = attempt, ("", ""), True
-        self._await(job, max(self._jobs.now, self._jobs.past.recover_until))
+        job.attempt, job.holder, job.blind = attempt, NOBODY, True
+        self._await(job, self._jobs.past.recover_until)
         return True
 
     def _found(self, job: Job, agent: Agent, runs: bool) -> None:

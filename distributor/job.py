@@ -23,6 +23,7 @@ MOVES: Final[dict[JobState, frozenset[JobState]]] = {
 }
 
 
+NOBODY: Final = ("", "")
 MAX_MADE: Final = 256
 MAX_MADE_BYTES: Final = 64 * 1024
 
@@ -80,7 +81,7 @@ class Job:
         self.queue: FairQueue[Job] | None = None  #: the queue it stands in, while it stands in one
         self.agent: Agent | None = None  #: who holds a slot for it (OFFERED) or has it (ASSIGNED, SETTLED until acknowledged)
         self.attempt = 0  #: the number of its newest assignment
-        self.holder = ("", "")  #: who was given that: an agent's name and incarnation
+        self.holder = NOBODY  #: who was given that: an agent's name and incarnation
         self.made: dict[str, None] = {}  #: names that its attempts made, in order: to be removed before it runs again
         self.beyond = ""  #: why its newest attempt cannot be followed by another
         self.blind = False  #: what its newest attempt did was told to an earlier epoch, if at all

@@ -181,7 +181,7 @@ class Jobs:
         facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self.now - job.submitted_at))}
         facts.update(agent=agent.name, incarnation=agent.spec.incarnation, uid=uid)
         if job.uid is None:
-            facts["anyones"] = 1
+            facts["anyones"] = True
         if job.made:
             facts["made"] = json.dumps(job.undo)
         self.move(job, JobState.ASSIGNED, "assigned", facts)
@@ -312,7 +312,7 @@ class Jobs:
     def take_back(self, job: Job, agent: Agent, runs: bool) -> None:
         """An agent that was not heard of has the job's newest attempt after all; it holds a slot while it runs."""
         job.agent = agent
-        job.blind_for = BLIND_BEATS if runs else 0
+        job.blind_for = BLIND_BEATS
         if runs:
             agent.jobs.add(job.id)
             self.placement.update(agent)

@@ -130,9 +130,8 @@ class Submitters:
             return self._let_wait(job)
         if job.state is JobState.MISSING:
             jobs.act(e.TellMissing(event.peer, job.id))
-        if job.state is JobState.SETTLED and job.agent is None:
-            return jobs.begin_anew(job)
-        if job.agent is not None and jobs.roster.by_peer.get(job.agent.peer) is not job.agent:
+        if job.agent is None:
+            return
+        if jobs.roster.by_peer.get(job.agent.peer) is not job.agent:
             return self._fleet.await_result(job, job.agent)
-        if job.agent is not None:
-            self._fleet.attach(job, event.offsets)
+        self._fleet.attach(job, event.offsets)

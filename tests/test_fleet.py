@@ -288,6 +288,30 @@ def test_a_result_is_waited_for_when_both_ends_of_its_way_are_torn_at_once(desk:
     assert desk.one(e.DeliverResult).peer == 51
 
 
+@pytest.mark.parametrize("what", ["acknowledged", "away"])
+def test_who_does_not_wait_for_a_result_any_more_is_told_nothing_when_it_is_lost(desk: Desk, what: str) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    desk.do(e.Disconnected(1))
+    attach(desk, 51, "j50")
+    desk.do(e.Acknowledged(51, "j50") if what == "acknowledged" else e.Disconnected(51))
+    desk.pass_time(20)
+    assert [action for action in desk.last if not isinstance(action, e.Record)] == []
+    assert ("j50" in desk.scheduler.jobs) is (what == "away")
+
+
+def test_a_job_that_waits_anew_has_nothing_to_do_with_the_agent_that_refused_it(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Rejected(1, "j50", 1, "no room"))
+    desk.do(e.Disconnected(1))
+    assert desk.said(50) == []
+    desk.pass_time(20)
+    assert "TellFailed" not in desk.said(50)
+
+
 def test_a_result_that_went_with_its_agent_is_not_waited_for_longer_than_the_agent(desk: Desk) -> None:
     desk.agent(1)
     desk.run(50)
@@ -332,7 +356,9 @@ def test_of_two_attempts_the_newer_one_counts_whoever_is_heard_first() -> None:
     assert e.Kill(1, "new", 1) in desk.last
     attach(desk, 50, "new", 2)
     assert desk.one(e.ForwardAttach).peer == 2
-    assert not desk.scheduler.agents[1].is_serving
+    assert (desk.scheduler.agents[1].is_serving, desk.scheduler.agents[1].jobs) == (False, set())
+    desk.submit(60)
+    assert desk.said(60) == ["TellQueued"], "the one is in quarantine, the other has no slot left"
     desk.finish(1, "new", 1)
     assert desk.scheduler.agents[1].is_serving
 
@@ -345,6 +371,93 @@ def test_a_submitter_that_has_sent_go_again_knows_of_a_newer_attempt_than_an_age
     assert "TellMissing" in desk.said(50)
     desk.agent(2, running=(("new", 2, USER),))
     assert desk.said(50) == ["Resume"]
+
+
+def test_a_newer_attempt_whose_agent_is_not_heard_is_lost_when_the_recovery_ends() -> None:
+    desk = after_a_restart()
+    desk.now += 9
+    come_back(desk, 1, running=(("new", 1, USER),))
+    desk.beat(1)
+    desk.beat(1)
+    attach(desk, 50, "new", 2, epoch=7)
+    desk.wait(3, 1)
+    assert "TellFailed" not in desk.said(50)
+    desk.wait(1, 1)
+    assert desk.one(e.TellFailed).safe is False, "nobody knows what it did"
+
+
+def test_an_older_attempt_that_is_missing_makes_room_for_a_newer_one_too() -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, running=(("new", 1, USER),))
+    desk.do(e.Disconnected(1))
+    desk.agent(2, running=(("new", 2, USER),))
+    attach(desk, 50, "new", 2)
+    assert desk.one(e.ForwardAttach).peer == 2
+
+
+def test_what_is_known_by_now_stays_known_when_its_agent_registers_again() -> None:
+    desk = after_a_restart()
+    attach(desk, 50, "new", epoch=7)
+    held = (("new", 1, USER),)
+    come_back(desk, 1, running=held)
+    desk.beat(1)
+    desk.beat(1)
+    desk.do(e.Registered(1, 0, e.AgentSpec("a1", 1, ("/srv",), incarnation="i1", running=held)))
+    assert desk.said(1) == ["Welcome"]
+    desk.do(e.Disconnected(1))
+    desk.agent(2)
+    desk.wait(13, 2)
+    assert desk.said(50)[-1:] == ["Offer"]
+
+
+def test_a_job_that_waits_anew_is_no_agents_whatever_it_says() -> None:
+    desk = after_a_restart()
+    attach(desk, 50, "new", epoch=7)
+    come_back(desk, 1, running=(("new", 1, USER),))
+    desk.finish(1, "new", 1, LOST)
+    desk.do(e.Joined(1, "new", 1))
+    attach(desk, 50, "new", 1)
+    desk.do(e.Joined(1, "new", 1))
+    desk.finish(1, "new", 1, LOST)
+    assert desk.state("new") is JobState.OFFERED
+    desk.agent(2, running=(("new", 9, USER),))
+    assert e.Kill(2, "new", 9) in desk.last
+    assert (desk.state("new"), desk.scheduler.jobs["new"].attempt) == (JobState.OFFERED, 1)
+
+
+def test_a_job_that_may_be_anyones_runs_as_its_agents_user_and_is_found_there(desk: Desk) -> None:
+    desk.agent(1, "a1", uid=USER, serves=USER)
+    desk.run(50, uid=None)
+    desk.do(e.Disconnected(1))
+    desk.agent(2, "a1", uid=USER, serves=USER, running=(("j50", 1, USER),))
+    assert desk.said(50) == ["Resume"]
+
+
+@pytest.mark.parametrize("beyond", ["", "it changed /srv/f"])
+def test_an_agent_that_has_nothing_of_what_was_begun_ends_it_for_good(beyond: str) -> None:
+    """It says so when it is told to end it. What was begun and is no more cannot be told to be safe."""
+    desk = after_a_restart()
+    come_back(desk, 1, running=(("new", 1, USER),))
+    if beyond:
+        desk.do(e.Made(1, "new", 1, 1, (), beyond, False))
+        desk.beat(1)
+        desk.beat(1)
+    desk.do(e.Rejected(1, "new", 1, "nothing of it is here"))
+    assert "new" not in desk.scheduler.jobs
+    attach(desk, 50, "new")
+    assert desk.one(e.TellFailed).safe is False
+    assert (beyond or "nobody knows") in desk.one(e.TellFailed).reason
+
+
+def test_a_result_says_what_nobody_knew() -> None:
+    desk = after_a_restart()
+    attach(desk, 50, "new", epoch=7)
+    come_back(desk, 1, running=(("new", 1, USER),))
+    attach(desk, 50, "new", epoch=7)
+    desk.do(e.Joined(1, "new", 1))
+    desk.agent(2)
+    desk.finish(1, "new", 1, e.Outcome(None, "infrastructure", "the runner of the job died", repeat=True))
+    assert desk.said(50) == ["TellQueued", "Offer"]
 
 
 def test_what_was_written_down_is_no_hearsay() -> None:

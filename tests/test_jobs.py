@@ -171,6 +171,47 @@ def test_a_job_of_the_past_whose_agent_serves_one_user_may_have_been_anyones(ser
     assert desk.said(1) == said
 
 
+def test_what_may_be_anyones_is_not_another_users() -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, serves=USER, uid=USER, running=(("new", 1, USER),))
+    attach(desk, 51, "new", uid=USER + 1)
+    assert desk.one(e.Answer).verb == "REFUSED"
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_whose_go_was_lost_on_its_way_gets_its_place_back(desk: Desk, offered: bool) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.pass_time(13)
+    if offered:
+        desk.agent(2)
+        assert desk.said(50) == ["Offer"]
+    attach(desk, 51, "j50", 2)
+    assert desk.said(51) == ["TellQueued", *(["Offer"] if offered else [])]
+
+
+def test_an_older_attempt_than_its_agent_has_is_refused() -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, running=(("new", 2, USER),))
+    attach(desk, 50, "new", 1)
+    assert desk.one(e.Answer).verb == "REFUSED"
+    attach(desk, 50, "new", 2)
+    assert desk.one(e.ForwardAttach).attempt == 2
+
+
+def test_who_waits_anew_is_told_when_it_is_there_to_hear_it(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(40)
+    desk.do(e.Disconnected(1))
+    assert desk.said(40) == [], "it has not sent GO: nothing has changed for it"
+    desk.agent(1)
+    desk.go(40)
+    desk.do(e.Disconnected(40))
+    desk.do(e.Rejected(1, "j40", 1, "no room"))
+    assert not any(isinstance(action, e.TellQueued) for action in desk.last)
+
+
 @pytest.mark.parametrize("uid", [None, USER])
 def test_the_ledger_knows_whose_a_job_is_not_as_whom_it_runs(desk: Desk, uid: int | None) -> None:
     desk.agent(1, serves=USER, uid=USER)

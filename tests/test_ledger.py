@@ -50,6 +50,11 @@ def test_what_was_assigned_is_known_until_it_is_over(tmp_path: Path) -> None:
     assert past.epitaph("runs") is None
 
 
+def test_a_job_that_may_be_anyones_stays_so(tmp_path: Path) -> None:
+    write(tmp_path, record(101, "runs", "assigned", attempt=1, uid=1000, agent="a1", incarnation="i1", anyones=True))
+    assert read(tmp_path).assigned == {"runs": Assigned(1, "a1", "i1", None)}
+
+
 def test_what_attempts_made_is_kept_until_another_may_remove_it(tmp_path: Path) -> None:
     write(
         tmp_path,

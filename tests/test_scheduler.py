@@ -419,7 +419,7 @@ def test_a_repeated_result_is_acknowledged_and_a_lost_acknowledgement_forgotten(
 def test_names_are_unique_among_the_living(desk: Desk) -> None:
     desk.agent(1, "twin")
     desk.do(e.Registered(2, 0, e.AgentSpec("twin", 1, ("/srv",), host="h")))
-    assert "--name" in desk.one(e.RefuseAgent).reason
+    assert ("--name" in desk.one(e.RefuseAgent).reason, desk.one(e.RefuseAgent).may_change) == (True, True)
     desk.now += 3
     desk.do(e.Registered(3, USER, e.AgentSpec("twin", 1, ("/srv",), USER)))
     assert desk.one(e.RefuseAgent).peer == 3
@@ -434,6 +434,8 @@ def test_names_are_unique_among_the_living(desk: Desk) -> None:
 def test_whom_an_agent_may_serve(desk: Desk, uid: int, serves: int, welcome: bool) -> None:
     desk.do(e.Registered(1, uid, e.AgentSpec("a", 1, ("/srv",), serves)))
     assert desk.said(1) == (["Welcome"] if welcome else ["RefuseAgent"])
+    if not welcome:
+        assert not desk.one(e.RefuseAgent).may_change
 
 
 @pytest.mark.parametrize("by", ["itself", "operator"])
@@ -765,6 +767,7 @@ def test_a_job_of_the_past_that_no_submitter_claims_is_ended() -> None:
     [
         (Assigned(3, "a1", "i1", USER, ("/srv/o",)), False, True),
         (Assigned(3, "a1", "i1", USER, beyond="it changed /srv/f"), False, False),
+        (Assigned(3, "a1", "i1", USER, beyond="it changed /srv/f", lost_at=413.0), False, False),
         (Assigned(3, "a1", "i1", USER), True, True),
         (Assigned(3, None, "", USER, ("/srv/o",)), True, True),
     ],
@@ -776,7 +779,9 @@ def test_what_was_written_down_decides_after_a_restart(known: Assigned, back: bo
     if back:
         come_back(desk, 1)
     if not back:
-        desk.wait(13 if again else 313, 2)
+        desk.wait(12 if again else 312, 2)
+        assert "TellFailed" not in desk.said(50), "its agent may still be back"
+        desk.wait(1, 2)
     if again:
         desk.go(50)
         assert (desk.one(e.Assign).attempt, desk.one(e.Assign).undo) == (4, known.made)

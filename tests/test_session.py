@@ -418,6 +418,7 @@ def test_nobody_waits_for_the_end_of_what_never_came(job: str, attempt: int) -> 
     session.handle(assign(), 0)
     [(verb, fields)] = sent(session.handle(received("KILL", job=job, attempt=attempt), 1))
     assert (verb, fields.text("job"), fields.number("attempt")) == ("REJECT", job, attempt)
+    assert fields.text("reason") == "nothing of it is here"
 
 
 def test_a_refusal_does_not_end_what_runs() -> None:
@@ -440,13 +441,13 @@ def test_refused_at_first_is_the_end_later_it_is_asked_again() -> None:
     assert isinstance(quit_action, e.Quit)
     assert (quit_action.status, "the name a is taken" in quit_action.reason) == (1, True)
     early = s.Session(Registration("a", 1, ("/",), "any"))
-    early.handle(e.Connected(), 0)
+    early.handle(e.Connected(), 10)
     taken = received("REFUSED", reason="the name a is taken", again=1)
-    assert not only(early.handle(taken, 0), e.Quit), "its former incarnation's end may not have been noticed"
-    assert verbs(early.handle(e.Tick(), 1)) == ["REGISTER"]
-    early.handle(e.Tick(), 4)
-    assert not only(early.handle(taken, 4.9), e.Quit)
-    assert only(early.handle(taken, 5), e.Quit)
+    assert not only(early.handle(taken, 10), e.Quit), "its former incarnation's end may not have been noticed"
+    assert verbs(early.handle(e.Tick(), 11)) == ["REGISTER"]
+    early.handle(e.Tick(), 14)
+    assert not only(early.handle(taken, 14.9), e.Quit)
+    assert only(early.handle(taken, 15), e.Quit)
     session = welcomed()
     session.handle(e.Disconnected(), 1)
     session.handle(e.Connected(), 2)
