@@ -180,9 +180,15 @@ def attach(peer: Peer, uid: int | None, fields: Fields) -> e.Attached:
 
 def _paths(fields: Fields, key: str) -> tuple[str, ...]:
     paths = fields.texts(key)
-    if len(paths) > MAX_MADE or not all(path.startswith("/") for path in paths):
-        raise ProtocolError(f"field {key} is given too often or is not an absolute path")
+    if len(paths) > MAX_MADE or not all(map(_is_plain, paths)):
+        raise ProtocolError(f"field {key} is given too often or is not a plain absolute path")
     return paths
+
+
+def _is_plain(path: str) -> bool:
+    """Whether it names what it seems to name, wherever it is removed."""
+    first, *rest = path.split("/")
+    return first == "" and bool(rest) and not {"", ".", ".."}.intersection(rest)
 
 
 def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:

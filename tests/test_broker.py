@@ -363,6 +363,10 @@ def test_a_rule_answers_here(house: House) -> None:
     assert peer.hear("EXPLAINED").text("where") == "agent"
 
 
+SUBMIT = {"version": 1, "job": "x", "cwd": "/", "command": "c", "build": "b"}
+OFFSETS = {"stdout": 0, "stderr": 0, "stdout_limit": 65_536, "stderr_limit": 65_536}
+
+
 @pytest.mark.parametrize(
     ("verb", "fields", "why"),
     [
@@ -372,6 +376,12 @@ def test_a_rule_answers_here(house: House) -> None:
         ("SUBMIT", {"version": 1, "job": "x", "cwd": "/", "command": "c", "build": "b", "priority": 9}, "priority"),
         ("REGISTER", {"version": 1, "name": "n", "slots": 0, "root": "/", "serves": "any"}, "slots"),
         ("REGISTER", {"version": 1, "name": "n", "slots": 1, "root": "srv", "serves": "any"}, "root"),
+        ("SUBMIT", {"version": 1, "job": "x", "cwd": "/", "command": "c", "build": "b", "path": "/" + 100_000 * "a"}, "path"),
+        ("ATTACH", {**SUBMIT, "attempt": 10**17, "epoch": 42, "go_ms": 5, **OFFSETS}, "attempt"),
+        ("MADE", {"job": "x", "attempt": 1, "seq": 1, "path": "/srv/../etc/passwd"}, "path"),
+        ("MADE", {"job": "x", "attempt": 1, "seq": 1, "path": "srv"}, "path"),
+        ("MADE", {"job": "x", "attempt": 1, "seq": 1, "path": "/srv//x"}, "path"),
+        ("RESULT", {"job": "x", "attempt": 1, "status": 0, "made": "/srv/./x"}, "made"),
         ("QUERY", {"what": "everything"}, "what"),
         ("GO", {"job": "x", "stamp": "y"}, "argv"),
     ],
