@@ -190,7 +190,6 @@ class Fleet:
         self._jobs.release(job)
         self._jobs.move(job, JobState.MISSING, "missing", {"reason": f"nothing is heard of agent {agent.name}: {reason}", "until": until})
         self._await(job, until)
-
         if job.peer is not None:
             self._jobs.act(e.TellMissing(job.peer, job.id))
 
@@ -201,8 +200,8 @@ class Fleet:
         self._jobs.timers.at(dead_at(agent), self._result_lost, job, agent)
 
     def _result_lost(self, job: Job, agent: Agent) -> None:
-        """Unless it has come back meanwhile."""
-        if self._jobs.by_id.get(job.id) is job and job.peer is not None and job.agent is agent:
+        """Unless the agent has come back meanwhile, or nobody waits any more."""
+        if job.peer is not None and job.agent is agent:
             self._jobs.begin_anew(job)
 
     def _await(self, job: Job, until: float) -> None:
@@ -241,7 +240,7 @@ class Fleet:
         if job is None and jobs.now < jobs.past.recover_until and jobs.past.epitaph(name) is None:
             job = self.restore(name, attempt, uid, (agent.name, agent.spec.incarnation))
             job.is_anyones = agent.pool.serves != e.ANY_UID
-        if job is not None and job.attempt < attempt:
+        if job is not None:
             self.supersede(job, attempt)
         serves = job is not None and (job.uid is None or agent.pool.serves in (e.ANY_UID, job.uid))
         if job is not None and serves and job.attempt == attempt and job.state is JobState.MISSING and job.holder[0] in ("", agent.name):
@@ -259,13 +258,12 @@ class Fleet:
     def supersede(self, job: Job, attempt: int) -> bool:
         """Somebody knows of a newer attempt than whoever told of the job first: there is no newer one unless the others are over."""
         agent = job.agent
-        if not job.hearsay or job.state not in (JobState.MISSING, JobState.ASSIGNED):
+        if attempt <= job.attempt or not job.hearsay or job.state not in (JobState.MISSING, JobState.ASSIGNED):
             return False
         if agent is not None:
             agent.stale.add((job.id, job.attempt))
             self._jobs.act(e.Kill(agent.peer, job.id, job.attempt))
             self._miss(job, agent, "a newer attempt is known of")
-            self._changed(agent)
         job.attempt, job.holder, job.blind = attempt, NOBODY, True
         self._await(job, self._jobs.past.recover_until)
         return True

@@ -177,7 +177,7 @@ class Jobs:
             raise AssertionError("a job without an agent or a user is assigned")
         job.attempt += 1
         job.holder = agent.name, agent.spec.incarnation
-        job.beyond, job.blind, job.missed_offers, job.assigned_at = "", False, 0, self.now
+        job.beyond, job.blind, job.hearsay, job.missed_offers, job.assigned_at = "", False, False, 0, self.now
         facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self.now - job.submitted_at))}
         facts.update(agent=agent.name, incarnation=agent.spec.incarnation, uid=uid)
         if job.uid is None:

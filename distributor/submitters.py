@@ -116,7 +116,7 @@ class Submitters:
 
     def _claim(self, job: Job, event: e.Attached) -> None:
         jobs, is_assigned = self._jobs, job.state not in (JobState.QUEUED, JobState.OFFERED)
-        if is_assigned and event.attempt != job.attempt and not (event.attempt > job.attempt and self._fleet.supersede(job, event.attempt)):
+        if is_assigned and event.attempt != job.attempt and not self._fleet.supersede(job, event.attempt):
             jobs.act(e.Unexpected("attach"))
             return jobs.act(e.Answer(event.peer, job.id, "REFUSED", f"its attempt is number {job.attempt}, not {event.attempt}"))
         jobs.bind(job, event.peer)

@@ -423,6 +423,9 @@ def test_a_job_that_waits_anew_is_no_agents_whatever_it_says() -> None:
     desk.agent(2, running=(("new", 9, USER),))
     assert e.Kill(2, "new", 9) in desk.last
     assert (desk.state("new"), desk.scheduler.jobs["new"].attempt) == (JobState.OFFERED, 1)
+    desk.go(50, "new")
+    desk.agent(3, running=(("new", 9, USER),))
+    assert (desk.state("new"), desk.scheduler.jobs["new"].attempt) == (JobState.ASSIGNED, 2)
 
 
 def test_a_job_that_may_be_anyones_runs_as_its_agents_user_and_is_found_there(desk: Desk) -> None:
