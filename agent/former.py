@@ -59,15 +59,14 @@ class Former:
             fd = None if folder == self._own or folder in self._taken else _take(folder)
             if fd is None:
                 continue
+            gone[folder] = fd  # until it is known to be another's, or alive: so that whoever cannot go on can close it
             if not self._is_ours(folder):
                 if workplace.is_free(folder) and (self._was_ours(folder) or time.time() - os.fstat(fd).st_mtime > FOREIGN_SECONDS):
                     workplace.remove(folder)
-                os.close(fd)
+                os.close(gone.pop(folder))
             elif not workplace.is_free(folder):
                 leftover += max(1, sum(not fields for _, _, fields, _ in _records(folder)))
-                os.close(fd)
-            else:
-                gone[folder] = fd
+                os.close(gone.pop(folder))
         return leftover
 
     def _inherit(self, gone: dict[Path, int]) -> tuple[tuple[str, ...], list[Result]]:

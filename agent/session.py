@@ -159,7 +159,7 @@ class Session:
     def _welcome(self, event: Received, now: float) -> list[Action]:
         before, self.epoch, self.token = self.epoch, event.fields.need("epoch"), event.fields.need("token")
         lease = event.fields.number("lease_ms")
-        self.welcomed = True
+        self.welcomed, self._refused_since = True, None
         actions: list[Action] = [Log("welcomed", (("epoch", self.epoch.decode(errors="replace")),))]
         if self._registered:
             actions += self._renew(self._registered.popleft(), lease)

@@ -17,7 +17,7 @@ from dwrap.protocol.manifest import Entry
 Peer: TypeAlias = int
 Fact: TypeAlias = str | int | float | None
 ANY_UID = -1
-Held: TypeAlias = tuple[str, int, int | None]
+Held: TypeAlias = tuple[str, int, int]
 """An attempt as an agent names it in REGISTER: job, number, and the uid it runs as (None: an old agent does not say)."""
 _T = TypeVar("_T")
 

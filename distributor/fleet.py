@@ -23,6 +23,11 @@ _BLIND: Final = "nobody knows what it has done"
 _GONE: Final = "it was ended because its submitter was away"
 
 
+def _serves(agent: Agent, job: Job) -> bool:
+    """Whether the job's user is one whom the agent serves: of anybody else's jobs its word says nothing."""
+    return job.uid is None or agent.pool.serves in (e.ANY_UID, job.uid)
+
+
 class Fleet:
     """The agents' side of the scheduler."""
 
@@ -83,7 +88,7 @@ class Fleet:
             self._rename(agent, event.spec)
         jobs.act(e.Welcome(agent.peer, agent.token))
         for job in jobs.by_id.values():
-            if job.state is JobState.MISSING and job.holder == (agent.name, agent.spec.incarnation):
+            if job.state is JobState.MISSING and job.holder == (agent.name, agent.spec.incarnation) and _serves(agent, job):
                 self._await(job, max(job.lost_at, dead_at(agent)))  # WELCOME gives it a lease
         if agent.trusted:
             self._compare(agent)
@@ -99,8 +104,7 @@ class Fleet:
         return agent
 
     def _rename(self, agent: Agent, spec: e.AgentSpec) -> None:
-        if self._jobs.placement.remove(agent):
-            self._jobs.readmit_all()
+        self._jobs.placement.remove(agent)
         self._roster.rename(agent, spec)
 
     def heartbeat(self, event: e.Heartbeat) -> None:
@@ -122,7 +126,14 @@ class Fleet:
             job = self._jobs.by_id[name]
             if job.blind_for:
                 job.blind_for -= 1
-                job.blind = job.blind and bool(job.blind_for)
+                if job.blind and not job.blind_for:
+                    self._know(job, agent)
+
+    def _know(self, job: Job, agent: Agent) -> None:
+        job.blind = False
+        facts: dict[str, e.Fact] = {"attempt": job.attempt, "uid": job.owner, "agent": agent.name, "incarnation": agent.spec.incarnation}
+        facts.update(made=json.dumps(job.undo), beyond=job.beyond)
+        self._jobs.record(job, "known", facts)
 
     def leaving(self, event: e.Leaving) -> None:
         """LEAVING."""
@@ -145,8 +156,7 @@ class Fleet:
         self._changed(agent)
 
     def _changed(self, agent: Agent) -> None:
-        if self._jobs.placement.update(agent):
-            self._jobs.readmit_all()
+        self._jobs.placement.update(agent)
         for job in self._jobs.room.awaiting(agent.name):
             self._jobs.admit(job)
 
@@ -173,7 +183,7 @@ class Fleet:
         jobs = self._jobs
         self._roster.remove(agent)
         jobs.record_agent(agent, "left", reason)
-        pool_has_gone = jobs.placement.remove(agent)
+        jobs.placement.remove(agent)
         for job in [job for job in jobs.by_id.values() if job.agent is agent]:
             if job.state is JobState.OFFERED:
                 jobs.requeue(job, "withdrawn", f"agent {agent.name} was lost: {reason}")
@@ -181,8 +191,6 @@ class Fleet:
                 self._miss(job, agent, reason)
             elif job.peer != job.delivered_to:
                 self.await_result(job, agent)  # it was being fetched
-        if pool_has_gone:
-            jobs.readmit_all()
 
     def _miss(self, job: Job, agent: Agent, reason: str) -> None:
         job.joining = False
@@ -218,7 +226,7 @@ class Fleet:
         """
         jobs = self._jobs
         job = jobs.enter(None, uid, e.JobSpec(name, "/", "?", ""))
-        job.state, job.attempt, job.holder, job.blind, job.hearsay = JobState.MISSING, attempt, holder, True, True
+        job.state, job.attempt, job.holder, job.blind, job.hearsay, job.is_described = JobState.MISSING, attempt, holder, True, True, False
         until = max(jobs.now, jobs.past.recover_until) if lost_at is None else max(jobs.past.began + RETURN_SECONDS, lost_at)
         jobs.record(job, "missing", {"until": until})
         self._await(job, until)
@@ -232,20 +240,16 @@ class Fleet:
             self._has(agent, held, runs=False)
         vouched = {(agent.name, incarnation) for incarnation in (agent.spec.incarnation, *agent.spec.former) if incarnation}
         for job in [job for job in self._jobs.by_id.values() if job.state is JobState.MISSING and job.holder in vouched]:
-            self._never_started(job)
+            if _serves(agent, job):
+                self._never_started(job)
 
     def _has(self, agent: Agent, held: e.Held, runs: bool) -> None:
         jobs, (name, attempt, uid) = self._jobs, held
-        job = jobs.by_id.get(name)
-        if job is None and jobs.now < jobs.past.recover_until and jobs.past.epitaph(name) is None:
-            job = self.restore(name, attempt, uid, (agent.name, agent.spec.incarnation))
-            job.is_anyones = agent.pool.serves != e.ANY_UID
-        if job is not None:
-            self.supersede(job, attempt)
-        serves = job is not None and (job.uid is None or agent.pool.serves in (e.ANY_UID, job.uid))
-        if job is not None and serves and job.attempt == attempt and job.state is JobState.MISSING and job.holder[0] in ("", agent.name):
+        job = self._restored(agent, name, attempt, uid)
+        is_its = job is not None and _serves(agent, job) and job.holder[0] in ("", agent.name)
+        if job is not None and is_its and job.attempt == attempt and job.state is JobState.MISSING:
             return self._found(job, agent, runs)
-        if job is not None and job.attempt == attempt and job.state is JobState.SETTLED:
+        if job is not None and is_its and job.attempt == attempt and job.state is JobState.SETTLED:
             job.agent = agent  # its result is being fetched
             if job.peer is not None:
                 jobs.act(e.Resume(job.peer, name))
@@ -254,6 +258,33 @@ class Fleet:
             jobs.act(e.Kill(agent.peer, name, attempt))
         elif self.held_by(agent.peer, name, attempt) is None:
             jobs.act(e.AckResult(agent.peer, name, attempt))
+
+    def _restored(self, agent: Agent, name: str, attempt: int, uid: int) -> Job | None:
+        """The job of an attempt that an agent says to have, as far as its word counts."""
+        jobs, serves = self._jobs, agent.pool.serves
+        job = jobs.by_id.get(name)
+        if serves != e.ANY_UID:
+            uid = serves
+        elif job is not None and job.hearsay and job.uid != uid:  # one that may serve anybody knows for whom it runs
+            self._disown(job)
+            job = None
+        if job is None and jobs.now < jobs.past.recover_until and jobs.past.epitaph(name) is None:
+            job = self.restore(name, attempt, uid, (agent.name, agent.spec.incarnation))
+            job.is_anyones = serves != e.ANY_UID
+        if job is not None and _serves(agent, job):
+            self.supersede(job, attempt)
+        return job
+
+    def _disown(self, job: Job) -> None:
+        """Whoever claimed the job was not its submitter."""
+        jobs, agent = self._jobs, job.agent
+        if job.peer is not None:
+            jobs.act(e.Answer(job.peer, job.id, "REFUSED", "the job is another user's"))
+        if agent is not None:
+            agent.stale.add((job.id, job.attempt))
+            jobs.act(e.Kill(agent.peer, job.id, job.attempt))
+        jobs.settle(job, "cancelled", {"reason": "it was claimed by another user"})
+        jobs.past.exhume(job.id)
 
     def supersede(self, job: Job, attempt: int) -> bool:
         """Somebody knows of a newer attempt than whoever told of the job first: there is no newer one unless the others are over."""

@@ -41,6 +41,7 @@ class Job:
         "blind",
         "blind_for",
         "burst",
+        "burst_of",
         "delivered_to",
         "expected_seconds",
         "gone_at",
@@ -48,6 +49,7 @@ class Job:
         "holder",
         "homeless_since",
         "is_anyones",
+        "is_described",
         "joining",
         "killed",
         "losses",
@@ -87,6 +89,7 @@ class Job:
         self.blind = False  #: what its newest attempt did was told to an earlier epoch, if at all
         self.blind_for = 0  #: how many more HEARTBEATs of its agent until all of that has been told again
         self.hearsay = False  #: which attempt is its newest was told by an agent or its submitter, not written down
+        self.is_described = True  #: else it is of an epoch before this one, and `spec` has its name only
         self.is_anyones = False  #: `uid` is its agent's word: its submitter may have none that we know
         self.result: e.Finished | None = None  #: how its newest attempt ended
         self.delivered_to: Peer | None = None  #: to which connection of its submitter that was told
@@ -105,6 +108,7 @@ class Job:
         self.missed_offers = 0
         self.homeless_since: float | None = None  #: since when no agent at all may take it
         self.views = False  #: somebody has a network file system: what it writes is recorded, what others wrote is told
+        self.burst_of: tuple[int | None, str] = (None, "")  #: whose burst that is
         self.burst = 0  #: which burst of its build it belongs to; 0 while nobody asks
         self.told = 0  #: how many changes on its side the submitter has told
 
@@ -120,6 +124,11 @@ class Job:
     def whose_build(self) -> tuple[int | None, str]:
         """Its build, which nobody else's can be taken for."""
         return self.uid, self.spec.build
+
+    @property
+    def owner(self) -> int | None:
+        """Who alone may claim it; None when that is not known."""
+        return None if self.is_anyones else self.uid
 
     @property
     def weight(self) -> float:

@@ -112,14 +112,16 @@ class Jobs:
                 job.homeless_since = self.now
                 self.timers.at(self.now + NO_AGENT_SECONDS, self._homeless_due, job, self.now)
 
-    def readmit_all(self) -> None:
-        """A pool has come or gone: every waiting job is judged anew."""
+    def _readmit_all(self) -> None:
+        """Every waiting job is judged anew."""
         for job in self.room.unsettled():
             self.admit(job)
         self.room.forget_empty()
 
     def place(self) -> None:
-        """Offers the jobs whose turn it is to the least loaded agents."""
+        """Offers the jobs whose turn it is to the least loaded agents. When a pool has come or gone, all are judged anew first."""
+        if self.placement.has_changed():
+            self._readmit_all()
         if not len(self.room):
             return
         if self.room.choosy:
@@ -165,7 +167,7 @@ class Jobs:
             self.admit(job)
 
     def _homeless_due(self, job: Job, since: float) -> None:
-        if job.homeless_since == since and job.id in self.room.homeless:
+        if job.homeless_since == since and self.room.homeless.get(job.id) is job:
             verdict = self.room.judge(job.spec, job.uid)
             self.answer(job, verdict.verb, f"{verdict.reason} (waited {NO_AGENT_SECONDS:.0f} s)")
 
@@ -222,7 +224,7 @@ class Jobs:
         self.views.settled(job, self.now)
         self.move(job, JobState.SETTLED, what, facts)
         if job.was_committed:
-            self.past.bury(job.id, epitaph, self.now)
+            self.past.bury(job.id, epitaph, job.owner, self.now)
         self.placement.unreserve(job.id)
         if what == "done":
             self.unacknowledged[job.id] = job
@@ -289,7 +291,7 @@ class Jobs:
         del self.unacknowledged[job.id]
         self.record(job, "acknowledged", {"made": json.dumps(epitaph.undo)} if epitaph.safe else {})
         if epitaph.safe:
-            self.past.bury(job.id, epitaph, self.now)
+            self.past.bury(job.id, epitaph, job.owner, self.now)
         if job.agent is not None:
             self.act(e.AckResult(job.agent.peer, job.id, job.attempt))
         self.drop(job)
@@ -300,7 +302,10 @@ class Jobs:
             oldest = next(iter(self.unacknowledged.values()))
             if oldest.settled_at + UNACKNOWLEDGED_SECONDS > self.now:
                 return
-            self.forget(oldest, self._remains(oldest, _AWAY.reason))
+            if oldest.peer not in (None, oldest.delivered_to):
+                self.begin_anew(oldest)  # it is waited for, but its agent has not come back with it
+            else:
+                self.forget(oldest, self._remains(oldest, _AWAY.reason))
 
     # ---- slots ----
 

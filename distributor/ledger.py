@@ -1,7 +1,8 @@
 """The ledger: which assignments there were, in a file, so that a restarted distributor knows what its agents may still be doing.
 
 It is folded from the scheduler's records, a line each, written before the assignment is sent: `E boot time epoch whole` (a distributor
-began; or, not whole, its older lines were dropped), `A time job attempt uid agent incarnation made beyond` (assigned), `M time job made
+began; or, not whole, its older lines were dropped), `A time job attempt uid agent incarnation made beyond` (assigned; or what an epoch
+without a ledger assigned is known by now), `M time job made
 beyond` (MADE), `L time job until` (its agent is not heard: it is lost then; or null: found), `U time job made` (waits again), `S time job
 made` (it is over; names to remove before it may be run again, or null: it may not), `T time` (it lived). Each line is JSON without the
 outer brackets. Times are CLOCK_MONOTONIC, which goes on over restarts and not over boots: what another boot wrote does not count. Nothing
@@ -49,6 +50,9 @@ class Book:
             made = json.loads(str(facts.get("made", "[]")))
             uid = None if facts.get("anyones") else facts["uid"]  # the submitter's
             return self._take(("A", at, job, facts["attempt"], uid, facts["agent"], facts["incarnation"], made, ""))
+        if record.what == "known":
+            made = json.loads(str(facts["made"]))
+            return self._take(("A", at, job, facts["attempt"], facts["uid"], facts["agent"], facts["incarnation"], made, facts["beyond"]))
         if job not in self.live:
             return None
         if record.what == "made":
@@ -92,6 +96,7 @@ class Book:
         forgotten_at = -math.inf
         alive_at = now
         settled: dict[str, tuple[str, ...] | None] = {}
+        owners: dict[str, int | None] = {}
         for line in lines:
             if line[0] == "E" and line[1] != boot:
                 self.live, epochs, settled = {}, set(), {}
@@ -101,6 +106,8 @@ class Book:
                 epochs.add(line[3])
             elif line[0] != "T":
                 self._take(line)
+            if line[0] == "A":
+                owners[line[2]] = line[4]
             if line[0] == "S":
                 settled[line[2]] = None if line[3] is None else tuple(line[3])
             alive_at = line[2] if line[0] == "E" else line[1]
@@ -108,7 +115,7 @@ class Book:
             return Past(now, frozenset({epoch}), now + SILENCE_SECONDS)
         until = max(alive_at + SILENCE_SECONDS, now + RETURN_SECONDS)
         past = Past(now, frozenset({epoch, *epochs}), until, forgotten_at, dict(self.live))
-        past.ended_before({job: undo for job, undo in settled.items() if job not in self.live})
+        past.ended_before({job: undo for job, undo in settled.items() if job not in self.live}, owners)
         return past
 
 

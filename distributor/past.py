@@ -26,6 +26,7 @@ class Epitaph(NamedTuple):
     undo: tuple[str, ...] = ()
 
 
+_NONE: Final[Mapping[str, int | None]] = {}
 _ENDED_BEFORE: Final = Epitaph("it ended before this distributor started, and what became of it was not kept")
 
 
@@ -51,24 +52,29 @@ class Past:
     recover_until: float = 0.0
     forgotten_at: float = -math.inf  #: save those that were made before this
     assigned: Mapping[str, Assigned] = field(default_factory=dict)
-    _ended: OrderedDict[str, tuple[Epitaph, float]] = field(default_factory=OrderedDict)
+    _ended: OrderedDict[str, tuple[Epitaph, int | None, float]] = field(default_factory=OrderedDict)
 
-    def ended_before(self, jobs: Mapping[str, tuple[str, ...] | None]) -> None:
+    def ended_before(self, jobs: Mapping[str, tuple[str, ...] | None], owners: Mapping[str, int | None] = _NONE) -> None:
         """These had ended when this epoch began. What is left of those that may be run again: names to remove; None of others."""
         for job, undo in jobs.items():
-            self._ended[job] = (_ENDED_BEFORE if undo is None else Epitaph(_ENDED_BEFORE.reason, True, undo)), self.began
+            epitaph = _ENDED_BEFORE if undo is None else Epitaph(_ENDED_BEFORE.reason, True, undo)
+            self._ended[job] = epitaph, owners.get(job), self.began
 
-    def bury(self, job: str, epitaph: Epitaph, now: float) -> None:
-        """A job that was assigned has ended."""
-        self._ended[job] = epitaph, now
+    def bury(self, job: str, epitaph: Epitaph, owner: int | None, now: float) -> None:
+        """A job that was assigned has ended. `owner`: its submitter's uid; None where there may be others."""
+        self._ended[job] = epitaph, owner, now
         self._ended.move_to_end(job)
         if len(self._ended) > MAX_ENDED:
-            _, (_, at) = self._ended.popitem(last=False)
+            _, (_, _, at) = self._ended.popitem(last=False)
             self.forgotten_at = at  # in the order in which they ended
 
     def epitaph(self, job: str) -> Epitaph | None:
         """How a job of this id has ended; None when none is known to have."""
-        return self._ended.get(job, (None, 0.0))[0]
+        return self._ended.get(job, (None, None, 0.0))[0]
+
+    def is_anothers(self, job: str, uid: int | None) -> bool:
+        """Whether a job of this id has ended that was another user's."""
+        return self._ended.get(job, (None, None, 0.0))[1] not in (None, uid)
 
     def exhume(self, job: str) -> None:
         """It lives again."""

@@ -155,6 +155,12 @@ class Placement:
         self._named: dict[str, Agent] = {}
         self._reserved: dict[str, Agent] = {}  # by job
         self._turns = itertools.count(1)
+        self._has_changed = False
+
+    def has_changed(self) -> bool:
+        """Whether a pool has appeared or gone since this was asked last."""
+        changed, self._has_changed = self._has_changed, False
+        return changed
 
     @property
     def pools(self) -> Collection[Pool]:
@@ -171,32 +177,30 @@ class Placement:
         agent.turn = next(self._turns)
         self.update(agent)
 
-    def update(self, agent: Agent) -> bool:
-        """The agent's slots, load or standing have changed. Returns True when a pool has appeared or gone."""
+    def update(self, agent: Agent) -> None:
+        """The agent's slots, load or standing have changed."""
         agent.version += 1
         if not agent.is_serving:
             return self.remove(agent)
         group = self._groups.get(agent.pool)
-        is_new = group is None
         if group is None:
             group = self._groups[agent.pool] = _Group()
+            self._has_changed = True
         group.agents.add(agent)
         self._named[agent.name] = agent
         group.push(agent)
-        return is_new
 
-    def remove(self, agent: Agent) -> bool:
-        """The agent takes no more work. Returns True when its pool has gone with it."""
+    def remove(self, agent: Agent) -> None:
+        """The agent takes no more work."""
         agent.version += 1
         group = self._groups.get(agent.pool)
         if group is None or agent not in group.agents:
-            return False
+            return
         group.agents.remove(agent)
         del self._named[agent.name]
-        if group.agents:
-            return False
-        del self._groups[agent.pool]
-        return True
+        if not group.agents:
+            del self._groups[agent.pool]
+            self._has_changed = True
 
     def best(self, pools: Collection[Pool], avoid: Collection[str] = (), only: str = "") -> Agent | None:
         """The least loaded agent of these pools that has a free slot and whose name is not to be avoided (and is `only`), or None."""

@@ -54,7 +54,7 @@ class History:
                 return None  # it is older than the history is long
             entry = known
         entry.update(record.facts)
-        for name in ("made", "until"):  # for the ledger
+        for name in ("made", "until", "anyones"):  # for the ledger
             entry.pop(name, None)
         if record.what == "lost":
             entry["losses"] += 1

@@ -90,7 +90,7 @@ class Submitters:
             jobs.requeue(job, "unanswered", "its submitter is away")
         elif job.state is JobState.QUEUED:
             jobs.room.step_out(job)
-        job.gone_at = jobs.now
+        job.gone_at, job.homeless_since = jobs.now, None
         jobs.timers.at(jobs.now + RECLAIM_SECONDS, self._fleet.unclaimed, job, job.gone_at)
 
     def attached(self, event: e.Attached) -> None:
@@ -98,7 +98,8 @@ class Submitters:
         jobs, name = self._jobs, event.spec.job
         job = jobs.by_id.get(name)
         epitaph = jobs.past.epitaph(name)
-        if job is not None and job.uid not in (None, event.uid) and not (job.is_anyones and event.uid is None):
+        is_anothers = job is not None and job.uid not in (None, event.uid) and not (job.is_anyones and event.uid is None)
+        if is_anothers or (job is None and jobs.past.is_anothers(name, event.uid)):
             return jobs.act(e.Answer(event.peer, name, "REFUSED", "the job is another user's"))
         if job is not None:
             return self._claim(job, event)
@@ -120,8 +121,8 @@ class Submitters:
             jobs.act(e.Unexpected("attach"))
             return jobs.act(e.Answer(event.peer, job.id, "REFUSED", f"its attempt is number {job.attempt}, not {event.attempt}"))
         jobs.bind(job, event.peer)
-        if not job.spec.build:  # it was of an epoch before this one, and only its name was known
-            job.spec, job.uid = event.spec, event.uid
+        if not job.is_described:
+            job.spec, job.uid, job.is_described = event.spec, event.uid, True
             jobs.views.see(job, jobs.now)
         jobs.record(job, "claimed", jobs.described(job))
         if job.state is JobState.OFFERED:

@@ -14,14 +14,15 @@ from dwrap.distributor.job import MAX_MADE
 from dwrap.distributor.policy import AGENT_LABEL
 from dwrap.distributor.roster import LEASE_SECONDS
 from dwrap.protocol.manifest import MAX_PIECE_BYTES, MAX_SEEN_BYTES, parse
-from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, encode, encode_fields, one_line
+from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, encode, encode_fields, is_name, one_line
 
 LEASE_MS: Final = round(LEASE_SECONDS * 1_000)
 MAX_PRIORITY: Final = 8
 MAX_SLOTS: Final = 4_096
 MAX_ATTEMPT: Final = 1_000_000
 MAX_PATHS: Final = 1_024  # with what is to be removed they have to fit into ASSIGN
-MAX_PATHS_LENGTH: Final = 96 * 1024
+MAX_PATHS_BYTES: Final = 96 * 1024
+MAX_PATH_BYTES: Final = 4_095
 MAX_TEXT: Final = 256
 MAX_LINES: Final = 64  # of one kind in REGISTER
 _NUMBERS: Final = (
@@ -48,15 +49,15 @@ def job_spec(fields: Fields) -> e.JobSpec:
     """What SUBMIT asks for. Raises ProtocolError."""
     _check_version(fields)
     cwd = fields.text("cwd")
-    if not cwd.startswith("/"):
-        raise ProtocolError("field cwd is not an absolute path")
+    if not cwd.startswith("/") or len(fields.need("cwd")) > MAX_PATH_BYTES:
+        raise ProtocolError(f"field cwd is not an absolute path of at most {MAX_PATH_BYTES} bytes")
     priority = fields.signed("priority")
     if abs(priority) > MAX_PRIORITY:
         raise ProtocolError("field priority is not between -8 and 8")
     labels = fields.texts("label")
     agent = _one_agent(labels) if labels else ""
     paths = fields.texts("path")
-    if len(paths) > MAX_PATHS or sum(map(len, paths)) > MAX_PATHS_LENGTH:
+    if len(paths) > MAX_PATHS or sum(map(len, fields.all("path"))) > MAX_PATHS_BYTES:
         raise ProtocolError(f"field path is given more than {MAX_PATHS} times, or is too long")
     return e.JobSpec(
         job=fields.name("job"),
@@ -166,7 +167,9 @@ def rejected(peer: Peer, fields: Fields) -> e.Rejected:
 def made(peer: Peer, fields: Fields) -> e.Made:
     """MADE. Raises ProtocolError."""
     who = fields.name("job"), fields.number("attempt"), fields.number("seq")
-    return e.Made(peer, *who, _paths(fields, "path"), one_line(fields.text("beyond")), fields.flag("ask"))
+    paths = _paths(fields, "path")
+    beyond = one_line(fields.text("beyond")) or ("" if paths is not None else "it made a name that cannot be removed for certain")
+    return e.Made(peer, *who, paths or (), beyond, fields.flag("ask"))
 
 
 def attach(peer: Peer, uid: int | None, fields: Fields) -> e.Attached:
@@ -178,11 +181,10 @@ def attach(peer: Peer, uid: int | None, fields: Fields) -> e.Attached:
     return e.Attached(peer, uid, job_spec(fields), attempt, epoch, since, offsets)
 
 
-def _paths(fields: Fields, key: str) -> tuple[str, ...]:
+def _paths(fields: Fields, key: str) -> tuple[str, ...] | None:
+    """Names that are to be removed before another attempt; None when they cannot all be: the command waits for an answer all the same."""
     paths = fields.texts(key)
-    if len(paths) > MAX_MADE or not all(map(_is_plain, paths)):
-        raise ProtocolError(f"field {key} is given too often or is not a plain absolute path")
-    return paths
+    return paths if len(paths) <= MAX_MADE and all(map(_is_plain, paths)) else None
 
 
 def _is_plain(path: str) -> bool:
@@ -202,7 +204,8 @@ def finished(peer: Peer, fields: Fields, raw_fields: bytes) -> e.Finished:
     facts["outputs"] = fields.text("outputs")[:MAX_TEXT]
     facts.update({name: one_line(fields.text(name)) for name in _TEXTS if given(name) is not None})
     status = None if error else fields.number("status")
-    flags = fields.flag("repeat"), _paths(fields, "made"), fields.flag("memory"), fields.flag("fault")
+    paths = _paths(fields, "made")
+    flags = fields.flag("repeat") and paths is not None, paths or (), fields.flag("memory"), fields.flag("fault")
     outcome = e.Outcome(status, error, one_line(fields.text("reason")), facts, *flags)
     return e.Finished(peer, fields.name("job"), fields.number("attempt"), outcome, raw_fields)
 
@@ -229,9 +232,10 @@ def _lines(fields: Fields, key: str) -> tuple[str, ...]:
 
 def _held(text: str) -> e.Held:
     job, *numbers = text.split(":")
-    if not job or not 1 <= len(numbers) <= 2 or not all(number.isdecimal() and len(number) <= 18 for number in numbers):
+    are_numbers = len(numbers) == 2 and all(number.isascii() and number.isdecimal() and len(number) <= 10 for number in numbers)
+    if not are_numbers or not is_name(job.encode("utf-8", "surrogateescape")) or int(numbers[0]) > MAX_ATTEMPT:
         raise ProtocolError("field running or kept is not of the form JOB:ATTEMPT:UID")
-    return job, int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else None
+    return job, int(numbers[0]), int(numbers[1])
 
 
 def _assign(action: e.Assign, epoch: int) -> list[bytes]:

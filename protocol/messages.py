@@ -40,6 +40,11 @@ class ProtocolError(ValueError):
     """A message that does not follow PROTOCOL.md. The text says what is wrong, in a line fit for `reason`."""
 
 
+def is_name(value: bytes) -> bool:
+    """Whether this has the form of a job id: [0-9A-Za-z._-]{1,64}."""
+    return _NAME.match(value) is not None
+
+
 class Fields:
     """The fields of one message. Values are bytes; the typed getters check and convert."""
 
@@ -66,7 +71,7 @@ class Fields:
     def name(self, key: str) -> str:
         """A required value of the form of a job id. Raises ProtocolError."""
         value = self.need(key)
-        if not _NAME.match(value):
+        if not is_name(value):
             raise ProtocolError(f"field {key} is not of the form [0-9A-Za-z._-]{{1,64}}")
         return value.decode("ascii")
 

@@ -108,6 +108,25 @@ def test_with_the_last_agent_of_a_tree_goes_the_wait_for_it(desk: Desk, how: str
 # ---- missing, and found again ----
 
 
+def test_a_pool_that_an_agent_with_a_job_brings_back_is_noticed() -> None:
+    desk = after_a_restart(("waits", Assigned(1, None, "", USER)))
+    desk.submit(60)
+    attach(desk, 61, "waits")
+    desk.now += 1
+    come_back(desk, 1, slots=4, running=(("old", 1, USER),))
+    assert {action.job for action in desk.last if isinstance(action, e.Offer)} == {"j60", "waits"}
+
+
+def test_a_pool_that_goes_into_quarantine_is_missed() -> None:
+    desk = after_a_restart()
+    come_back(desk, 1, running=(("old", 1, USER),))
+    desk.submit(60)
+    attach(desk, 61, "old", 2, epoch=7)
+    desk.do(e.Disconnected(1))
+    desk.pass_time(10)
+    assert desk.one(e.Answer).peer == 60
+
+
 @pytest.mark.parametrize(("beyond", "seconds"), [("", 13.0), ("it changed /srv/f", 310.0)])
 def test_how_long_a_silent_agents_job_is_waited_for(desk: Desk, beyond: str, seconds: float) -> None:
     desk.agent(1)

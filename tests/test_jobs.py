@@ -200,6 +200,49 @@ def test_an_older_attempt_than_its_agent_has_is_refused() -> None:
     assert desk.one(e.ForwardAttach).attempt == 2
 
 
+def test_two_jobs_of_one_name_do_not_share_a_clock(desk: Desk) -> None:
+    """The first one's wrapper was away for too long; when it comes back the job begins anew."""
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.pass_time(13)
+    desk.pass_time(1)
+    leave(desk, 50)
+    assert not desk.scheduler.jobs
+    desk.pass_time(1)
+    attach(desk, 51, "j50")
+    desk.pass_time(7)
+    assert desk.said(51) == []
+    desk.pass_time(3)
+    assert desk.one(e.TellFailed).peer == 51
+
+
+def test_who_was_away_when_there_was_no_agent_is_answered_all_the_same(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Disconnected(1))
+    desk.pass_time(13)
+    desk.pass_time(9.7)
+    desk.do(e.Disconnected(50))
+    desk.pass_time(0.6)
+    attach(desk, 51, "j50")
+    desk.pass_time(10)
+    assert desk.one(e.TellFailed).peer == 51
+
+
+def test_a_result_is_not_forgotten_while_it_is_waited_for(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50")
+    desk.do(e.Disconnected(50))
+    desk.wait(49, 1)
+    desk.do(e.Disconnected(1))
+    desk.now += 1
+    attach(desk, 51, "j50")
+    desk.pass_time(10)
+    assert desk.one(e.TellFailed).peer == 51
+
+
 def test_who_waits_anew_is_told_when_it_is_there_to_hear_it(desk: Desk) -> None:
     desk.agent(1)
     desk.submit(40)

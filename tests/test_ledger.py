@@ -55,6 +55,19 @@ def test_a_job_that_may_be_anyones_stays_so(tmp_path: Path) -> None:
     assert read(tmp_path).assigned == {"runs": Assigned(1, "a1", "i1", None)}
 
 
+def test_what_an_epoch_without_a_ledger_assigned_is_written_once_it_is_known(tmp_path: Path) -> None:
+    known = record(101, "runs", "known", attempt=2, uid=1000, agent="a1", incarnation="i1", made='["/srv/o"]', beyond="why")
+    write(tmp_path, record(100, "runs", "made", made='["/srv/o"]', beyond=""), known)
+    assert read(tmp_path).assigned == {"runs": Assigned(2, "a1", "i1", 1000, ("/srv/o",), "why")}
+
+
+def test_what_has_ended_is_its_owners(tmp_path: Path) -> None:
+    write(tmp_path, assigned(101, "over"), record(102, "over", "cancelled", made="[]"))
+    past = read(tmp_path)
+    assert [past.is_anothers("over", uid) for uid in (1000, 1001, None)] == [False, True, True]
+    assert not past.is_anothers("unknown", 1001)
+
+
 def test_what_attempts_made_is_kept_until_another_may_remove_it(tmp_path: Path) -> None:
     write(
         tmp_path,

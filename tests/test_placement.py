@@ -83,11 +83,16 @@ def test_avoided_agents_are_passed_over() -> None:
 def test_pools_come_and_go_with_their_agents() -> None:
     placement = Placement()
     agent = made(placement, 1)
-    assert placement.update(agent) is False
+    assert placement.has_changed()
+    assert not placement.has_changed(), "it is said once"
+    placement.update(agent)
+    assert not placement.has_changed()
     agent.draining = True
-    assert placement.update(agent) is True
+    placement.update(agent)
     assert not list(placement.pools)
-    assert placement.remove(agent) is False
+    assert placement.has_changed()
+    placement.remove(agent)
+    assert not placement.has_changed()
 
 
 def test_the_heap_agrees_with_looking_at_everyone() -> None:
@@ -146,7 +151,11 @@ def test_an_agent_with_processes_that_others_left_takes_no_work() -> None:
 def test_a_pool_is_there_as_long_as_one_agent_is() -> None:
     placement = Placement()
     first, second = made(placement, 1), made(placement, 2)
-    assert [placement.remove(first), placement.remove(second)] == [False, True]
+    assert placement.has_changed()
+    placement.remove(first)
+    assert not placement.has_changed()
+    placement.remove(second)
+    assert placement.has_changed()
 
 
 def test_an_agent_by_name_is_taken_only_where_it_may_be() -> None:

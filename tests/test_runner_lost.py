@@ -453,6 +453,22 @@ def test_who_is_gone_is_handed_down_before_its_directory_goes(tmp_path: Path, mo
         assert all(seen)
 
 
+def test_what_could_not_be_looked_at_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    folder_of(tmp_path, "1-x")
+    with workplace.claim(tmp_path, "a") as own:
+        looks = Former(tmp_path, "a", own)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(workplace, "is_free", fails)
+            with pytest.raises(OSError, match="Too many open files"):
+                looks.look()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert looks.look().former == ("dwrap-agent-1-x",)
+
+
 @pytest.mark.parametrize("broken", ["_records", "_lines"])
 def test_what_could_not_be_told_is_told_whole_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     def fails(_: Path) -> list[Any]:

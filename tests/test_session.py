@@ -448,6 +448,10 @@ def test_refused_at_first_is_the_end_later_it_is_asked_again() -> None:
     early.handle(e.Tick(), 14)
     assert not only(early.handle(taken, 14.9), e.Quit)
     assert only(early.handle(taken, 15), e.Quit)
+    early.handle(WELCOME, 16)
+    early.handle(e.Disconnected(), 5000)
+    early.handle(e.Connected(), 5001)
+    assert not only(early.handle(taken, 5001), e.Quit), "that was long ago"
     session = welcomed()
     session.handle(e.Disconnected(), 1)
     session.handle(e.Connected(), 2)

@@ -132,11 +132,11 @@ def test_only_so_many_endings_are_known_and_when_others_were_is(monkeypatch: pyt
     past = Past(5.0, frozenset({1}))
     past.ended_before({"before": None})
     for at, job in enumerate(("a", "b", "a"), 10):
-        past.bury(job, OVER, at)
+        past.bury(job, OVER, None, at)
     assert past.forgotten_at == -math.inf, "as many as there may be"
-    past.bury("c", OVER, 20)
+    past.bury("c", OVER, None, 20)
     assert (past.epitaph("before"), past.forgotten_at) == (None, 5.0)
-    past.bury("d", OVER, 30)
+    past.bury("d", OVER, None, 30)
     assert (past.epitaph("b"), past.epitaph("a"), past.forgotten_at) == (None, OVER, 11)
 
 
@@ -146,13 +146,13 @@ def test_only_so_many_endings_are_known_and_when_others_were_is(monkeypatch: pyt
 )
 def test_who_was_never_assigned(job: str, epoch: int, go_at: float, never: bool) -> None:
     past = Past(5.0, frozenset({1}), forgotten_at=10.0)
-    past.bury("over", OVER, 20)
+    past.bury("over", OVER, None, 20)
     assert past.was_never_assigned(job, epoch, go_at) is never
 
 
 def test_who_lives_again_has_not_ended() -> None:
     past = Past(5.0, frozenset({1}))
-    past.bury("job", OVER, 20)
+    past.bury("job", OVER, None, 20)
     past.exhume("job")
     assert past.epitaph("job") is None
     assert past.was_never_assigned("job", 1, 100)
