@@ -44,6 +44,7 @@ _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=hi")
+MAX_QUERY_ID: Final = 64
 _BATCH: Final = 256
 _ASK_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 10.0
@@ -354,7 +355,10 @@ class Broker:
         body = json.dumps(answer, separators=(",", ":")).encode()
         if len(body) > MAX_FRAME_BYTES:
             raise ProtocolError("the answer is too large; ask for fewer with limit")
-        self._send(link.peer, encode("REPLY", [("id", fields.text("id"))], body))
+        asked = fields.text("id")
+        if len(asked) > MAX_QUERY_ID:
+            raise ProtocolError(f"field id has more than {MAX_QUERY_ID} characters")
+        self._send(link.peer, encode("REPLY", [("id", asked)], body))
 
     def _drain(self, link: Connection, fields: Fields) -> dict[str, str]:
         if link.uid not in (0, os.geteuid()):

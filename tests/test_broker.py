@@ -385,6 +385,7 @@ OFFSETS = {"stdout": 0, "stderr": 0, "stdout_limit": 65_536, "stderr_limit": 65_
         ("REGISTER", {"version": 1, "name": "n", "slots": 1, "root": "/", "serves": "any", "running": "x:1000001:0"}, "running"),
         ("REGISTER", {"version": 1, "name": "n", "slots": 1, "root": "/", "serves": "any", "running": "x:\u0661:0"}, "running"),
         ("QUERY", {"what": "everything"}, "what"),
+        ("QUERY", {"what": "agents", "id": 65 * "x"}, "id"),
         ("GO", {"job": "x", "stamp": "y"}, "argv"),
     ],
 )
