@@ -27,11 +27,13 @@ enum effect {
     EFFECT_LEAVE,    /* it loses this name */
     EFFECT_REMOVE,
     EFFECT_CUT,      /* its size is changed */
-    EFFECT_TOUCH,    /* its mode, owner or times are changed */
+    EFFECT_TOUCH,    /* its mode, owner, times or attributes are changed */
+    EFFECT_TOUCH_LINK, /* those of a link, where it is one */
     EFFECT_BIND,     /* as MAKE, the path is in a socket address */
     EFFECT_CONNECT,
     EFFECT_RUN, /* the program at this path takes the process over */
     EFFECT_NEW_ROOT,
+    EFFECT_HANDLE, /* a file is opened, and nobody can tell its name */
     EFFECT_LISTENER,
 };
 
@@ -45,7 +47,7 @@ struct naming {
 struct call {
     int16_t number[ABIS]; /* -1: not there */
     uint8_t watch;
-    int8_t flags; /* which argument; -1: none */
+    int8_t flags; /* of an open, a rename, or AT_...: which argument; -1: none */
     struct naming names[NAMES_PER_CALL];
 };
 

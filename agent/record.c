@@ -149,16 +149,9 @@ bool path_real(const char *path, char out[PATH_ROOM])
     return size > 0 && out[0] == '/';
 }
 
-bool path_settle_here(const char *path, char out[PATH_ROOM])
+bool path_settle(const char *path, char out[PATH_ROOM])
 {
     char above[PATH_ROOM], real[PATH_ROOM];
     const char *name = path_split(path, above);
     return name && path_real(above, real) && path_join(out, PATH_ROOM, real, name);
-}
-
-bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM])
-{
-    bool found = identity_assume(spec) && path_settle_here(path, out);
-    identity_drop(spec);
-    return found;
 }

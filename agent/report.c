@@ -65,13 +65,15 @@ static void add_made(struct report *report, const char *path)
 /* Names whose calls were never let go on were not made. */
 static void add_repeat(struct run *run, struct report *report)
 {
-    const struct repeat *repeat = &run->trace.repeat;
+    struct repeat *repeat = &run->trace.repeat;
+    repeat_end(repeat, &run->spec);
     if (run->emptied && repeat_is_possible(repeat))
         add(report, "repeat=1");
     if (run->main_ended && run->status != 0 && starved_since(run->spec.oom))
         add(report, "memory=1");
     for (size_t i = 0; i < repeat->made.count && i < repeat->cleared; i++)
-        add_made(report, repeat->made.paths[i].path);
+        if (repeat_has_made(repeat, i))
+            add_made(report, repeat->made.paths[i].path);
 }
 
 static long milliseconds(struct timeval time) { return time.tv_sec * 1000 + time.tv_usec / 1000; }

@@ -273,10 +273,16 @@ enum {
     REC_ABSENT = 256,  /* it was not there before the command first touched it */
 };
 
+struct stamp { /* tells a file from another that has its name later */
+    uint64_t device, inode;
+    int64_t born, changed; /* born 0: the file system does not tell */
+};
+
 struct recorded {
     char *path;
     uint32_t hash;
     unsigned flags;
+    struct stamp stamp; /* kept by repeat.c */
 };
 
 struct record {
@@ -298,9 +304,37 @@ bool path_is_below(const char *path, const char *root);
 const char *path_split(const char *path, char above[PATH_ROOM]);
 /* Where it leads, links followed. False when nothing is there, or it may not be reached. */
 bool path_real(const char *path, char out[PATH_ROOM]);
-/* The same path with its directory as the kernel finds it now; asked as whoever this process is, or as the user. */
-bool path_settle_here(const char *path, char out[PATH_ROOM]);
-bool path_settle(const struct spec *spec, const char *path, char out[PATH_ROOM]);
+/* The same path with its directory as the kernel finds it now. */
+bool path_settle(const char *path, char out[PATH_ROOM]);
+
+/* ---- leads.c: where the names lead that calls give ---- */
+
+enum leads {
+    LEADS_TO,       /* there is a path; whether something is there, too, is another matter */
+    LEADS_NOWHERE,  /* to no name, or the call fails */
+    LEADS_NAMELESS, /* to a file, or a directory, that has no name any more */
+    LEADS_UNCLEAR,  /* nobody can tell */
+};
+
+struct place { /* of what a call names */
+    pid_t pid;               /* of the process that calls */
+    const char *scratch;     /* the private TMPDIR, as it really is */
+    char written[PATH_ROOM]; /* absolute */
+    bool into;               /* with a slash at its end: then a link there is always followed */
+    char path[PATH_ROOM];    /* where that is; on a shared root with the name of that */
+    bool private, shared;    /* it is no name of a tree; it is one of the shared tree */
+    bool strayed;            /* it is not, but is written like one */
+    bool homeless;           /* its directory is not there */
+};
+
+/* Where a link goes that a process's directory in /proc holds. With errno where that is unclear. */
+enum leads lead_of_process(const char *link, char to[PATH_ROOM]);
+/* Is there a ".." in it? */
+bool path_climbs(const char *path);
+/* Where a path leads for a process. As the user. `follows`: also by a link at its last name. */
+enum leads path_lead(pid_t pid, const char *path, bool follows, char out[PATH_ROOM]);
+/* Finds the path and what follows. As the user. `follows`: the call goes by a link there. One on the shared tree stays nevertheless. */
+enum leads place_find(const struct spec *spec, bool follows, struct place *place);
 
 /* ---- repeat.c: may it be run again? ---- */
 
@@ -318,12 +352,19 @@ size_t repeat_fact(const struct repeat *repeat, uint64_t number, char out[PATH_R
 /* Has it, as far as its calls were let go on, only made what was not there? */
 bool repeat_is_possible(const struct repeat *repeat);
 void repeat_rule_out(struct repeat *repeat, const char *why);
-/* A call is about to be let go on that opens this path, makes it, changes or removes what is there, gives `from` its name, runs it. */
-void repeat_opens(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, uint64_t how);
-void repeat_makes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch);
-void repeat_changes(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch, bool follows);
-void repeat_places(struct repeat *repeat, const struct spec *spec, const char *path, const char *from, const char *scratch);
-void repeat_runs(struct repeat *repeat, const struct spec *spec, const char *path, const char *scratch);
+/* A call is about to be let go on that opens this, makes it, changes what is there, takes its name away, gives it the name of `from`
+ * (or `exchanges` the two), runs it. */
+void repeat_opens(struct repeat *repeat, const struct spec *spec, const struct place *place, uint64_t how);
+void repeat_makes(struct repeat *repeat, const struct spec *spec, const struct place *place);
+void repeat_changes(struct repeat *repeat, const struct spec *spec, const struct place *place, bool follows);
+void repeat_takes(struct repeat *repeat, const struct spec *spec, const struct place *place);
+void repeat_places(struct repeat *repeat, const struct spec *spec, const struct place *place, const struct place *from, bool exchanges);
+/* Here only what is written, and by whom, is known of the place. */
+void repeat_runs(struct repeat *repeat, const struct spec *spec, struct place *place);
+/* All is over: finds which names are its own still, where that is not known. */
+void repeat_end(struct repeat *repeat, const struct spec *spec);
+/* After that: is this one of them? */
+bool repeat_has_made(const struct repeat *repeat, size_t number);
 /* Is it no name of a tree at all: a device, a process, or in the private TMPDIR? */
 bool path_is_private(const char *path, const char *scratch);
 

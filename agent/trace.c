@@ -3,8 +3,9 @@
  * that has been told. Whatever runs is heard: children, static programs, threads. It records and forbids nothing: a command that
  * means to hide can. What cannot be heard is said in `why`. Does not know what the record is for.
  *
- * Not heard: i386's socketcall; 32-bit programs on aarch64; what a server outside of the tree writes on the command's behalf,
- * save that a container engine is noticed by the name of its socket. */
+ * Not heard: i386's socketcall; 32-bit programs on aarch64; the attributes that ioctl sets (chattr), since to hear each ioctl would
+ * stop every question to a terminal; what a server outside of the tree writes on the command's behalf, save that a container engine
+ * is noticed by the name of its socket. */
 #include "agent/runner.h"
 #include "agent/calls.h"
 
@@ -120,7 +121,13 @@ int trace_install(void)
 /* ---- in the runner ---- */
 
 /* An answer takes some 6 us; SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP was tried and gains nothing that could be measured. */
-void trace_start(struct trace *trace, int listener) { trace->listener = listener; }
+void trace_start(struct trace *trace, int listener)
+{
+    static char real[PATH_ROOM]; /* what leads into the private TMPDIR is compared with this */
+    trace->listener = listener;
+    if (trace->scratch[0] && path_real(trace->scratch, real))
+        trace->scratch = real;
+}
 
 void trace_doubt(struct trace *trace, const char *why)
 {
@@ -159,56 +166,61 @@ static size_t peek(const struct stop *stop, uint64_t address, void *to, size_t s
     return got < 0 ? 0 : (size_t)got;
 }
 
-static bool peek_string(const struct stop *stop, uint64_t address, char to[PATH_ROOM])
-{
-    size_t got = peek(stop, address, to, PATH_ROOM);
-    return memchr(to, '\0', got) != NULL;
-}
-
 /* Where a descriptor, or the working directory, of the process that waits leads. */
-static bool follow(const struct stop *stop, int fd, char to[PATH_ROOM])
+static enum leads follow(const struct stop *stop, int fd, char to[PATH_ROOM])
 {
     char link[64];
     if (fd == AT_FDCWD)
         snprintf(link, sizeof link, "/proc/%u/cwd", stop->notice->pid);
     else
         snprintf(link, sizeof link, "/proc/%u/fd/%d", stop->notice->pid, fd);
-    ssize_t size = readlink(link, to, PATH_ROOM - 1);
-    if (size < 0 && (errno == EACCES || errno == EPERM))
+    enum leads leads = lead_of_process(link, to);
+    if (leads == LEADS_UNCLEAR && (errno == EACCES || errno == EPERM))
         trace_doubt(stop->trace, "the agent is not allowed to look at the command's descriptors");
-    if (size <= 0 || to[0] != '/')
-        return false;
-    to[size] = '\0';
-    return true;
+    return leads;
 }
 
-/* The path that a call names, as this process would write it. False when it names none. */
-static bool path_of(const struct stop *stop, const struct naming *name, char out[PATH_ROOM])
+/* The same of a name below it. */
+static enum leads join(const struct stop *stop, int fd, const char *text, char out[PATH_ROOM])
 {
-    static char text[PATH_ROOM], directory[PATH_ROOM];
+    static char directory[PATH_ROOM];
+    enum leads leads = text[0] == '/' ? LEADS_TO : follow(stop, fd, directory);
+    if (leads == LEADS_NAMELESS && text[0]) /* in a directory that is gone nothing can be made; above it, it can */
+        return path_climbs(text) ? LEADS_UNCLEAR : LEADS_NOWHERE;
+    return leads == LEADS_NOWHERE || leads == LEADS_UNCLEAR || path_join(out, PATH_ROOM, directory, text) ? leads : LEADS_UNCLEAR;
+}
+
+static bool ends_inside(const char *text)
+{
+    size_t size = strlen(text);
+    return size > 1 && (text[size - 1] == '/' || strcmp(text + size - 2, "/.") == 0);
+}
+
+/* The path that a call names, as this process would write it. */
+static enum leads path_of(const struct stop *stop, const struct naming *name, struct place *place)
+{
+    static char text[PATH_ROOM];
     int fd = name->directory < 0 ? AT_FDCWD : (int)argument(stop, name->directory);
     uint64_t address = name->path < 0 ? 0 : argument(stop, name->path);
     text[0] = '\0';
-    if (address && !peek_string(stop, address, text))
-        return false;
-    if (text[0] != '/' && !follow(stop, fd, directory))
-        return false;
-    return path_join(out, PATH_ROOM, directory, text);
+    size_t got = address ? peek(stop, address, text, sizeof text) : 1;
+    if (!memchr(text, '\0', got))
+        return got == sizeof text ? LEADS_NOWHERE : LEADS_UNCLEAR; /* so long a name the kernel does not take */
+    place->into = ends_inside(text);
+    return join(stop, fd, text, place->written);
 }
 
 /* The path in a Unix socket's address. */
-static bool socket_path(const struct stop *stop, char out[PATH_ROOM])
+static enum leads socket_path(const struct stop *stop, struct place *place)
 {
-    static char directory[PATH_ROOM];
     struct sockaddr_un address = {0};
     size_t size = argument(stop, 2) < sizeof address ? (size_t)argument(stop, 2) : sizeof address;
     if (peek(stop, argument(stop, 1), &address, size) < size || address.sun_family != AF_UNIX || size <= sizeof address.sun_family)
-        return false;
+        return LEADS_NOWHERE;
     char text[sizeof address.sun_path + 1] = "";
     memcpy(text, address.sun_path, size - offsetof(struct sockaddr_un, sun_path));
-    if (text[0] == '\0' || (text[0] != '/' && !follow(stop, AT_FDCWD, directory)))
-        return false;
-    return path_join(out, PATH_ROOM, directory, text);
+    place->into = false;
+    return text[0] ? join(stop, AT_FDCWD, text, place->written) : LEADS_NOWHERE;
 }
 
 /* Is it still the same call of the same process that waits? If not, what was read was somebody else's. */
@@ -242,14 +254,27 @@ static void add_flags(const struct stop *stop, const char *path, unsigned flags)
         trace_doubt(stop->trace, "it wrote more files than the agent keeps a record of");
 }
 
+/* Where what was written through a link is, as the user. */
+static bool is_through(const struct spec *spec, const struct recorded *one, const char *link, char real[PATH_ROOM])
+{
+    if (!path_is_below(one->path, link))
+        return false;
+    bool itself = strcmp(one->path, link) == 0, user = identity_assume(spec);
+    bool found = user && (itself ? one->flags & (REC_DATA | REC_TOUCHED) && path_real(link, real) : path_settle(one->path, real));
+    identity_drop(spec);
+    return found;
+}
+
 /* A link is about to go or to lead elsewhere: what was written through it is noted where it leads now. */
 static void settle_through(const struct stop *stop, const char *link)
 {
     char real[PATH_ROOM];
     const struct record *record = &stop->trace->record;
-    for (size_t i = 0, count = record->count; i < count; i++)
-        if (path_is_below(record->paths[i].path, link) && path_settle(stop->spec, record->paths[i].path, real))
-            add_flags(stop, real, record->paths[i].flags);
+    for (size_t i = 0, count = record->count; i < count; i++) {
+        unsigned flags = record->paths[i].flags;
+        if (is_through(stop->spec, &record->paths[i], link, real))
+            add_flags(stop, real, strcmp(record->paths[i].path, link) == 0 ? flags & (REC_DATA | REC_IN_PLACE | REC_TOUCHED) : flags);
+    }
 }
 
 enum { LOOK = 1, NAME_CHANGES = 2 }; /* it matters whether it was there; a link here would be one no more */
@@ -285,8 +310,14 @@ static uint64_t open_flags(const struct stop *stop, enum effect effect)
         how.flags = argument(stop, stop->call->flags);
     else if (peek(stop, argument(stop, 2), &how, size) != size)
         return 0;
+    if (how.flags & WRITER_FLAGS && how.resolve & RESOLVE_IN_ROOT)
+        trace_doubt(stop->trace, "it opened a name below a root of its own");
     return (how.flags & O_TMPFILE) == O_TMPFILE || how.flags & O_PATH ? 0 : how.flags;
 }
+
+static bool is_open(enum effect effect) { return effect == EFFECT_OPEN || effect == EFFECT_OPEN_HOW || effect == EFFECT_CREATE; }
+
+static uint64_t other_flags(const struct stop *stop) { return stop->call->flags >= 0 ? argument(stop, stop->call->flags) : 0; }
 
 static void note_connect(const struct stop *stop, const char *path)
 {
@@ -297,21 +328,36 @@ static void note_connect(const struct stop *stop, const char *path)
             trace_doubt(stop->trace, "a container may have written files");
 }
 
+/* Does the call go by a link at this name? One that does so only sometimes is taken to do so. */
+static bool goes_by_link(const struct place *place, enum effect effect, uint64_t how)
+{
+    switch (effect) {
+    case EFFECT_OPEN:
+    case EFFECT_OPEN_HOW: return !(how & O_NOFOLLOW) && (how & (O_CREAT | O_EXCL)) != (O_CREAT | O_EXCL);
+    case EFFECT_CREATE:
+    case EFFECT_CUT: return true;
+    case EFFECT_TOUCH: return place->into || !(how & AT_SYMLINK_NOFOLLOW);
+    case EFFECT_TOUCH_LINK: return place->into;
+    default: return false;
+    }
+}
+
 /* What it means for another run of the command. */
-static void judge(const struct stop *stop, const char *path, const char *from, enum effect effect, uint64_t how)
+static void judge(const struct stop *stop, const struct place *place, const struct place *from, enum effect effect, uint64_t how)
 {
     struct repeat *repeat = &stop->trace->repeat;
-    const char *scratch = stop->trace->scratch;
+    const struct spec *spec = stop->spec;
     switch (effect) {
     case EFFECT_OPEN:
     case EFFECT_OPEN_HOW:
-    case EFFECT_CREATE: repeat_opens(repeat, stop->spec, path, scratch, how); break;
-    case EFFECT_PLACE: repeat_places(repeat, stop->spec, path, from, scratch); break;
+    case EFFECT_CREATE: repeat_opens(repeat, spec, place, how); break;
+    case EFFECT_PLACE: repeat_places(repeat, spec, place, from, how & RENAME_EXCHANGE); break;
     case EFFECT_LEAVE:
-    case EFFECT_REMOVE: repeat_changes(repeat, stop->spec, path, scratch, false); break;
-    case EFFECT_CUT:
-    case EFFECT_TOUCH: repeat_changes(repeat, stop->spec, path, scratch, true); break;
-    default: repeat_makes(repeat, stop->spec, path, scratch); break; /* EFFECT_MAKE, EFFECT_BIND */
+    case EFFECT_REMOVE: repeat_takes(repeat, spec, place); break;
+    case EFFECT_CUT: repeat_changes(repeat, spec, place, true); break;
+    case EFFECT_TOUCH:
+    case EFFECT_TOUCH_LINK: repeat_changes(repeat, spec, place, goes_by_link(place, effect, how)); break;
+    default: repeat_makes(repeat, spec, place); break; /* EFFECT_MAKE, EFFECT_BIND */
     }
 }
 
@@ -326,62 +372,83 @@ static void note_effect(const struct stop *stop, const char *path, enum effect e
     case EFFECT_LEAVE:
     case EFFECT_REMOVE: note(stop, path, REC_NAME | REC_LOST, LOOK | NAME_CHANGES); break;
     case EFFECT_CUT: note(stop, path, REC_DATA | REC_IN_PLACE, 0); break;
-    case EFFECT_TOUCH: note(stop, path, REC_TOUCHED, 0); break;
+    case EFFECT_TOUCH:
+    case EFFECT_TOUCH_LINK: note(stop, path, REC_TOUCHED, 0); break;
     default: note(stop, path, REC_NAME | REC_MADE, LOOK); break; /* EFFECT_MAKE, EFFECT_BIND */
     }
 }
 
-/* A program may be named by a descriptor's number. */
-static void name_descriptor(const struct stop *stop, char path[PATH_ROOM])
+/* What a call does to a name that leads somewhere. */
+static void hear_effect(const struct stop *stop, const struct place *place, const struct place *from, enum effect effect, uint64_t how)
 {
-    int fd;
-    if (sscanf(path, "/proc/self/fd/%d", &fd) == 1 || sscanf(path, "/dev/fd/%d", &fd) == 1)
-        follow(stop, fd, path);
+    if (place->private)
+        return;
+    stop->trace->acted = true;
+    judge(stop, place, from, effect, how);
+    if (stop->spec->views && !stop->trace->repeat.again)
+        note_effect(stop, place->path, effect, how);
+}
+
+static enum leads settle(const struct stop *stop, struct place *place, enum effect effect, uint64_t how)
+{
+    bool user = identity_assume(stop->spec);
+    enum leads leads = user ? place_find(stop->spec, goes_by_link(place, effect, how), place) : LEADS_UNCLEAR;
+    identity_drop(stop->spec);
+    return leads;
+}
+
+/* What has no name nobody but the command can have made. */
+static void hear_program(const struct stop *stop, struct place *place, enum leads leads)
+{
+    if (leads == LEADS_NAMELESS)
+        repeat_rule_out(&stop->trace->repeat, "it ran a program that has no name");
+    else if (leads == LEADS_TO)
+        repeat_runs(&stop->trace->repeat, stop->spec, place);
 }
 
 /* What a call does to one name. `from`: the name before it in the same call; this one takes its place. */
-static void hear_name(const struct stop *stop, const struct naming *name, char from[PATH_ROOM])
+static void hear_name(const struct stop *stop, const struct naming *name, struct place *place, const struct place *from)
 {
-    static char path[PATH_ROOM], real[PATH_ROOM];
     enum effect effect = name->effect;
     bool in_address = effect == EFFECT_BIND || effect == EFFECT_CONNECT;
-    bool opens = effect == EFFECT_OPEN || effect == EFFECT_OPEN_HOW || effect == EFFECT_CREATE;
-    if (!(in_address ? socket_path(stop, path) : path_of(stop, name, path)))
+    place->pid = (pid_t)stop->notice->pid;
+    place->scratch = stop->trace->scratch;
+    enum leads leads = in_address ? socket_path(stop, place) : path_of(stop, name, place);
+    uint64_t how = is_open(effect) ? open_flags(stop, effect) : other_flags(stop);
+    if (!still_waits(stop) || (is_open(effect) && !how))
         return;
-    uint64_t how = opens ? open_flags(stop, effect) : 0;
-    if (!still_waits(stop) || (opens && !how))
+    if (effect == EFFECT_CONNECT) {
+        if (leads == LEADS_TO)
+            note_connect(stop, place->written);
         return;
-    if (effect == EFFECT_RUN) {
-        name_descriptor(stop, path);
-        repeat_runs(&stop->trace->repeat, stop->spec, path, stop->trace->scratch);
-    } else if (effect == EFFECT_CONNECT) {
-        note_connect(stop, path);
-    } else {
-        if (strstr(path, "/../") && path_settle(stop->spec, path, real)) /* it leads elsewhere once that directory moves */
-            strcpy(path, real);
-        bool private = path_is_private(path, stop->trace->scratch);
-        stop->trace->acted |= !private;
-        if (!private)
-            judge(stop, path, from, effect, how);
-        if (!private && stop->spec->views && !stop->trace->repeat.again)
-            note_effect(stop, path, effect, how);
-        strcpy(from, path);
     }
+    if (leads == LEADS_TO && effect != EFFECT_RUN)
+        leads = settle(stop, place, effect, how);
+    if (leads == LEADS_UNCLEAR)
+        trace_doubt(stop->trace, "it used a name that the agent cannot read");
+    else if (effect == EFFECT_RUN)
+        hear_program(stop, place, leads);
+    else if (leads == LEADS_TO)
+        hear_effect(stop, place, from, effect, how);
+    stop->trace->acted |= leads == LEADS_UNCLEAR;
 }
 
 static void hear_call(const struct stop *stop)
 {
-    static char from[PATH_ROOM];
+    static struct place places[NAMES_PER_CALL + 1];
     struct trace *trace = stop->trace;
-    from[0] = '\0';
     for (int i = 0; i < NAMES_PER_CALL; i++) {
         const struct naming *name = &stop->call->names[i];
+        struct place *place = &places[i + 1];
+        place->path[0] = '\0';
         if (name->effect == EFFECT_NEW_ROOT)
             trace_doubt(trace, "a container may have written files");
+        else if (name->effect == EFFECT_HANDLE)
+            trace_doubt(trace, "it opened a file by its number");
         else if (name->effect == EFFECT_LISTENER)
             trace->wants_listener |= !trace->repeat.again;
         else if (name->effect != EFFECT_NONE && (stop->spec->views || !trace->repeat.beyond[0])) /* else nobody wants to know more */
-            hear_name(stop, name, from);
+            hear_name(stop, name, place, place - 1);
         else if (name->effect != EFFECT_NONE && name->effect != EFFECT_RUN)
             trace->acted = true; /* perhaps */
     }

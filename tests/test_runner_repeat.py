@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from runner_bench import ROOT_ONLY, Bench, Job, bench, processes_with, sh
-from test_runner_writes import LISTEN, REFUSE, TABLE
+from test_runner_writes import ABIS, LISTEN, REFUSE, TABLE, one_call
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind
@@ -49,7 +49,17 @@ def check(bench: Bench, job: Job, names: str, why: str) -> None:
     assert (made(bench, job), beyond(job).replace(f"{bench.cwd}/", "")) == (names, why)
     end = job.finish()
     assert (end.get("repeat") == b"1") == (why == "")
-    assert [os.path.relpath(os.fsdecode(path), bench.cwd) for path in end.all("made")] == names.split()
+    assert own(bench, job) == [name for name in names.split() if why or is_kept(bench.cwd / name)]
+
+
+def is_kept(path: Path) -> bool:
+    """Is it still where it was made? At the end it is known what an attempt has removed itself."""
+    return os.path.lexists(path) and os.path.realpath(path.parent) == str(path.parent)
+
+
+def own(bench: Bench, job: Job) -> list[str]:
+    """What its result says that it made."""
+    return [os.path.relpath(os.fsdecode(path), bench.cwd) for path in job.finish().all("made")]
 
 
 @pytest.mark.parametrize("views", [False, True])
@@ -59,8 +69,10 @@ def check(bench: Bench, job: Job, names: str, why: str) -> None:
         ("cat old dir/in >/dev/null; ls -lR; test -w old; kill -0 $$", ""),
         ("echo x >$TMPDIR/t; mv $TMPDIR/t $TMPDIR/u; rm $TMPDIR/u", ""),
         ("echo x >way/new; mkdir way/sub; echo y >way/../newer; mv way/sub way/moved", "dir/new dir/sub newer dir/moved"),
-        ("mkdir -p a/b; ln -s a/b link; echo x >link/x; mv link/x link/y; mkdir link/c; : >a/b/c/d; mv link/c link/e",
-         "a a/b link a/b/x a/b/y a/b/c a/b/c/d a/b/e a/b/e/d"),
+        (
+            "mkdir -p a/b; ln -s a/b link; echo x >link/x; mv link/x link/y; mkdir link/c; : >a/b/c/d; mv link/c link/e",
+            "a a/b link a/b/x a/b/y a/b/c a/b/c/d a/b/e a/b/e/d",
+        ),
         ("ln -s $TMPDIR t; echo x >t/new; rm t/new; mkdir t/sub", "t"),
         ("echo x >new", "new"),
         ("echo x >new; echo y >>new; echo z >new; chmod 600 new; touch new; mv new newer; rm newer; echo a >new", "new newer"),
@@ -77,6 +89,16 @@ def check(bench: Bench, job: Job, names: str, why: str) -> None:
         ("exec 3<>fifo; echo x >&3", ""),
         ("./missing || ./old || ./dir || :", ""),
         ("cp tool new; python3 --version; sh ./tool", "new"),
+        ("echo x >/dev/null; echo x >/dev/stderr; echo x >/dev/fd/1; echo x >/proc/self/fd/2; echo x >/dev/shm/$$; rm /dev/shm/$$", ""),
+        ("exec 3<>$TMPDIR/t; rm $TMPDIR/t; echo x >/proc/self/fd/3", ""),
+        ("ln -s $PWD/old $TMPDIR/l; touch -h $TMPDIR/l; ln -sfn $PWD/old $TMPDIR/l; rm $TMPDIR/l", ""),
+        ("ln -s old new; touch -h new", "new"),
+        ("ln -s $PWD $TMPDIR/t; echo x >$TMPDIR/t/new; ln -s $PWD/newer $TMPDIR/l; echo x >$TMPDIR/l", "new newer"),
+        ("mkdir new; echo x >new/x; rmdir new || :; rmdir new || :; echo y >new/y; rm new/x new/y; rmdir new", "new new/x new/y"),
+        ("echo x >new; mv new /dev/shm/$$; mv /dev/shm/$$ newer; echo y >new; echo z >newer; rm new", "new newer"),
+        ("mkdir new/sub || :; mkdir new; mkdir new/sub; rmdir new/sub", "new/sub new"),
+        ("mkdir new/sub || :", "new/sub"),
+        ("mkdir new; cd new; rmdir ../new; echo x >newer || :", "new"),
     ],
 )
 def test_what_may_be_run_again(place: Bench, script: str, names: str, views: bool) -> None:
@@ -117,6 +139,114 @@ def test_what_may_be_run_again(place: Bench, script: str, names: str, views: boo
 )
 def test_what_may_not(place: Bench, script: str, names: str, why: str, views: bool) -> None:
     check(place, place.run(*sh(script + "\n:"), views=views), names, why)
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("ln -s $PWD $TMPDIR/t; echo x >$TMPDIR/t/old", "it changed old"),
+        ("ln -s $PWD/old $TMPDIR/l; echo x >$TMPDIR/l", "it changed old"),
+        ("ln -s $PWD/old $TMPDIR/l; ln -s $TMPDIR/l $TMPDIR/m; truncate -s 1 $TMPDIR/m", "it changed old"),
+        ("ln -s $PWD/dir $TMPDIR/l; touch -h $TMPDIR/l/", "it changed dir"),
+        ("ln -s $PWD/way $TMPDIR/l; rm $TMPDIR/l/in", "it changed dir/in"),
+        ("ln -s $PWD/old ../l; echo x >../l", "it changed old"),
+        ("ln -s $PWD/old ../l; chmod 600 ../l", "it changed old"),
+        ("ln -s $PWD/tool ../l; ../l", "it ran tool, a program of the tree"),
+        ("ln -s $PWD /dev/shm/$$; echo x >/dev/shm/$$/old; rm /dev/shm/$$", "it changed old"),
+        ("exec 3<old; echo x >/proc/self/fd/3", "it changed old"),
+        ("exec 3<old; echo x >/dev/fd/3", "it changed old"),
+        ("echo x <old >/dev/stdin", "it changed old"),
+        ("echo x >/proc/self/cwd/old", "it changed old"),
+        ("echo x >/proc/self/root$PWD/old", "it changed old"),
+        ("cd dir; echo x >/proc/self/cwd/../old", "it changed old"),
+        ("ln -s /proc/self/cwd $TMPDIR/c; echo x >$TMPDIR/c/old", "it changed old"),
+        ("rm /proc/thread-self/cwd/tool", "it changed tool"),
+        ("/proc/self/cwd/tool", "it ran tool, a program of the tree"),
+        ("mkdir ../d; cd ../d; rmdir ../d; echo x >../cwd/old", "it used a name that the agent cannot read"),
+    ],
+)
+def test_what_leads_into_the_tree_may_not(place: Bench, script: str, why: str, views: bool) -> None:
+    """It is written as something private, or as something outside of the roots."""
+    place.roots = (str(place.cwd),)
+    check(place, place.run(*sh(script + "\n:"), views=views), "", why)
+
+
+def test_links_of_the_tree_that_lead_elsewhere_for_each_process(place: Bench) -> None:
+    (place.cwd / "here").symlink_to("/proc/self/cwd")
+    (place.cwd / "this").symlink_to("/proc/self/cwd/old")
+    check(place, place.run(*sh("echo x >here/new")), "new", "")
+    check(place, place.run(*sh("echo x >here/old")), "", "it changed old")
+    check(place, place.run(*sh("echo x >this")), "", "it changed old")
+
+
+def test_a_private_directory_whose_path_has_a_link(place: Bench) -> None:
+    (place.folder / "link").symlink_to(place.work)
+    place.work, work = place.folder / "link", place.work
+    place.roots = (str(place.folder),)
+    check(place, place.run(*sh("echo x >$TMPDIR/t; echo y >$TMPDIR/t; rm $TMPDIR/t"), views=True), "", "")
+    place.work = work
+
+
+DEEP = """
+import os
+def down():
+    for i in range(22):
+        name = f"{i:0200}"
+        if not os.path.isdir(name): os.mkdir(name)
+        os.chdir(name)
+down()
+"""
+
+
+def test_names_that_are_too_long_to_be_read(place: Bench) -> None:
+    """Deeper than a path can tell."""
+    deep = place.folder / "deep"
+    deep.mkdir()
+    script = f"{DEEP}open('old', 'w').close(); os.chdir('{place.cwd}')"
+    assert place.run("python3", "-c", script, cwd=deep).finish().number("status") == 0
+    job = place.run("python3", "-c", f"{DEEP}os.unlink('old')", cwd=deep, views=True)
+    assert beyond(job) == "it used a name that the agent cannot read"
+    assert job.finish().text("outputs") == "approximate"
+
+
+def test_what_fails_does_nothing(place: Bench) -> None:
+    """No descriptor, no name, one that is too long, one of a pipe: these are no names that cannot be read."""
+    script = """
+import os
+for call in (lambda: os.fchmod(99, 0), lambda: os.mkdir("new", dir_fd=99), lambda: os.mkdir("x" * 5000), lambda: os.fchmod(1, 0o600)):
+    try: call()
+    except OSError: pass
+"""
+    check(place, place.run("python3", "-c", script), "", "")
+
+
+def test_a_program_that_has_no_name(place: Bench) -> None:
+    make = "import os; fd = os.memfd_create('x', 0); os.write(fd, open('/bin/true', 'rb').read())"
+    check(place, place.run("python3", "-c", f"{make}; os.execve(fd, ['x'], {{}})"), "", "it ran a program that has no name")
+    check(place, place.run("python3", "-c", f"{make}; os.execv(f'/proc/self/fd/{{fd}}', ['x'])"), "", "it ran a program that has no name")
+    check(place, place.run("python3", "-c", f"{make}; os.fchmod(fd, 0o600)"), "", "")
+
+
+def test_two_names_change_places(place: Bench) -> None:
+    change = f"{one_call()} {ABIS[0]} {TABLE['renameat2'][ABIS[0]]} -100 s:new -100 s:newer 2"
+    job = place.run(*sh(f"echo x >new; echo y >newer; {change}; echo z >>new; echo z >>newer; rm new"))
+    check(place, job, "new newer", "")
+    job = place.run(*sh(f"rm newer; echo x >new; {change}"))
+    assert beyond(job) == f"it changed {place.cwd}/newer"
+
+
+IN_ROOT = """
+import ctypes, os, struct
+how = struct.pack("QQQ", os.O_WRONLY | os.O_TRUNC, 0, 0x10)
+print(ctypes.CDLL(None).syscall(437, os.open(".", os.O_RDONLY), b"/old", how, 24))
+"""
+
+
+def test_a_root_of_its_own(place: Bench) -> None:
+    job = place.run("python3", "-c", IN_ROOT, views=True)
+    check(place, job, "", "it opened a name below a root of its own")
+    assert job.finish().text("outputs") == "approximate"
 
 
 def test_a_program_that_the_command_has_made_itself(place: Bench) -> None:
@@ -274,6 +404,67 @@ def test_what_a_name_has_become_meanwhile_is_told_too(place: Bench) -> None:
     job.tell(Kind.NOTED, 0, 2)
     check(place, job, "from/new dir/new", "")
     assert (place.cwd / "dir" / "new").exists()
+
+
+def test_what_it_removed_itself_is_another_commands_later(place: Bench) -> None:
+    """A lock file: it is not removed once more with what an attempt made."""
+    job = place.run(*sh("set -C; : >lock && rm lock; : >new"))
+    assert own(place, job) == ["new"]
+    job = place.run(*sh("mkdir -p a/b; : >a/b/c; mv a moved"))
+    assert own(place, job) == ["moved", "moved/b", "moved/b/c"]
+
+
+@pytest.mark.parametrize("take", ["rm name", "mv name newer", "mkdir over; mv name over; rm -r over", "rmdir name"])
+def test_what_somebody_else_makes_where_it_had_something(place: Bench, take: str) -> None:
+    """While it lives, and after it; what looks at it again, or does not."""
+    make = "mkdir name" if take == "rmdir name" else ": >name"
+    wait = "while ! test -e name; do sleep 0.01; done"
+    for then, why in ((":", ""), ("echo x >>name", f"somebody else made {place.cwd}/name when it was about to")):
+        job = place.start(sh(f"{make}; {take}; echo up; {wait}; {then}"))
+        job.until(lambda job=job: job.out[1])  # type: ignore[misc]
+        (place.cwd / "name").write_text("users")
+        assert ((job.finish().get("repeat") == b"1"), beyond(job)) == (not why, why)
+        assert why or "name" not in own(place, job)
+        (place.cwd / "name").unlink()
+        for left in ("newer", "over"):
+            place.run("rm", "-rf", left)
+
+
+@pytest.mark.parametrize("then", [":", "echo mine >>sub/new", "mkdir sub/new || :", "rm sub/new"])
+def test_what_could_not_be_made_is_not_its_own(place: Bench, then: str) -> None:
+    """There was no directory for it; then somebody made both."""
+    job = place.start(sh(f"mkdir sub/new || echo up; while ! test -e sub/new; do sleep 0.01; done; {then}"))
+    job.until(lambda: job.out[1])
+    (place.cwd / "sub").mkdir()
+    (place.cwd / "part").write_text("users")
+    (place.cwd / "part").rename(place.cwd / "sub" / "new")
+    assert job.finish().get("repeat") is None
+    assert beyond(job) == ("" if then == ":" else f"somebody else made {place.cwd}/sub/new when it was about to")
+
+
+NO_LSTAT = """
+import ctypes, os, struct
+class Program(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+code = [(0x20, 0, 0, 0), (0x15, 0, 3, {number}), (0x20, 0, 0, 40), (0x15, 0, 1, 0x100), (6, 0, 0, 0x50005), (6, 0, 0, 0x7FFF0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+program = Program(len(code), ctypes.cast(text, ctypes.c_void_p))
+libc = ctypes.CDLL(None)
+libc.prctl(38, 1, 0, 0, 0)
+assert libc.prctl(22, 2, ctypes.byref(program)) == 0
+"""
+
+
+@pytest.mark.parametrize("script", ["set -C; echo x >new", "echo x >new", "mkdir new"])
+def test_where_the_file_server_answers_with_an_error(place: Bench, script: str) -> None:
+    """Then nobody knows whether the name was there."""
+    wrapped = place.folder / "wrapped"
+    fail = NO_LSTAT.format(number={"64": 262, "aarch64": 79}[ABI])
+    wrapped.write_text(f"#!{sys.executable}\nimport sys\n{fail}\nos.execv({str(place.program)!r}, sys.argv)\n")
+    wrapped.chmod(0o755)
+    place.program = wrapped
+    job = place.run(*sh(script))
+    assert (job.finish().get("repeat"), (place.cwd / "new").exists()) == (None, True)
 
 
 def test_what_was_not_let_go_on_was_not_made(place: Bench) -> None:

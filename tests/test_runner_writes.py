@@ -48,6 +48,7 @@ class Row(NamedTuple):
 NEW = "D . F new"
 TOLD = "F old"
 CONTAINER = "a container may have written files"
+XATTR = ("s:user.x", "s:1", 1, 0)
 ROWS = {
     "open": Row(("s:new", CREATE, MODE), NEW),
     "openat": Row(("d:dir", "s:new", CREATE, MODE), "D dir F dir/new"),
@@ -86,10 +87,23 @@ ROWS = {
     "futimesat": Row((HERE, "s:old", 0), TOLD),
     "utimensat": Row((HERE, "s:old", 0, 0), TOLD),
     "utimensat_time64": Row(("f:old", 0, 0, 0), TOLD),
+    "setxattr": Row(("s:old", *XATTR), TOLD),
+    "lsetxattr": Row(("s:old", *XATTR), TOLD),
+    "fsetxattr": Row(("f:old", *XATTR), TOLD),
+    "setxattrat": Row((HERE, "s:old", 0, "s:user.x", 0), TOLD),
+    "removexattr": Row(("s:old", "s:user.x"), TOLD),
+    "lremovexattr": Row(("s:old", "s:user.x"), TOLD),
+    "fremovexattr": Row(("f:old", "s:user.x"), TOLD),
+    "removexattrat": Row((HERE, "s:old", 0, "s:user.x"), TOLD),
+    "file_setattr": Row((HERE, "s:old", 0, 0, 0), TOLD),
+    "open_by_handle_at": Row((HERE, 0, 0), doubt="it opened a file by its number"),
     "execve": Row(("s:old", 0, 0)),
     "execveat": Row(("d:dir", "s:in", 0, 0, 0)),
     "mount": Row((0, 0, 0, 0, 0), doubt=CONTAINER),
     "move_mount": Row((-1, 0, -1, 0, 0), doubt=CONTAINER),
+    "open_tree": Row((HERE, 0, 0), doubt=CONTAINER),
+    "open_tree_attr": Row((HERE, 0, 0, 0, 0), doubt=CONTAINER),
+    "fsmount": Row((-1, 0, 0), doubt=CONTAINER),
     "pivot_root": Row((0, 0), doubt=CONTAINER),
     "chroot": Row((0,), doubt=CONTAINER),
     "setns": Row((-1, 0), doubt=CONTAINER),
@@ -195,6 +209,10 @@ def test_what_is_read_is_not_told(place: Bench) -> None:
         ("ln -s dir link; echo x >link/new", "D . F link D dir F dir/new"),
         ("ln -s dir link; echo x >link/new; rm link", "D . D dir F dir/new"),
         ("ln -s dir link; echo x >link/new; ln -sfn empty link; echo y >link/new", "D . F link D dir F dir/new D empty F empty/new"),
+        ("ln -s old link; echo x >link; rm link", "D . F old"),
+        ("ln -s $PWD $TMPDIR/t; echo x >$TMPDIR/t/new; rm $TMPDIR/t", "D . F new"),
+        ("ln -s $PWD/old $TMPDIR/l; chmod 600 $TMPDIR/l; rm $TMPDIR/l", "F old"),
+        ("exec 3<old; chmod 600 /proc/self/fd/3; echo x >/proc/self/cwd/dir/new", "F old D dir F dir/new"),
         ("mkdir a; echo x >a/../new; rmdir a", "D . F new"),
         ("cd dir; echo x >../empty/../new", "D . F new"),
         ("cp -p old ./dir//./new", "D dir F dir/new"),
