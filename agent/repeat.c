@@ -389,11 +389,9 @@ void repeat_end(struct repeat *repeat, const struct spec *spec)
 
 bool repeat_has_made(const struct repeat *repeat, size_t number)
 {
-    const char *path = repeat->made.paths[number].path;
-    if (!repeat_is_possible(repeat)) /* then they are only told */
-        return true;
-    bool made = repeat->made.paths[number].flags & LET_GO;
-    for (size_t i = 0; made && i < repeat->made.count && i < repeat->cleared; i++) /* what has left has taken along what was below it */
-        made = repeat->made.paths[i].flags & LET_GO || !path_is_below(path, repeat->made.paths[i].path);
+    const struct recorded *all = repeat->made.paths;
+    bool made = all[number].flags & LET_GO, exact = repeat_is_possible(repeat); /* else nobody removes them */
+    for (size_t i = 0; exact && made && i < repeat->made.count && i < repeat->cleared; i++)
+        made = all[i].flags & LET_GO || !path_is_below(all[number].path, all[i].path); /* what has left took along what was below it */
     return made;
 }

@@ -389,8 +389,20 @@ static void hear_effect(const struct stop *stop, const struct place *place, cons
         note_effect(stop, place->path, effect, how);
 }
 
+/* Once there can be no other attempt the record is all that is kept, and that asks later where a name of the tree leads. */
+static bool may_stay_as_written(const struct stop *stop, const struct place *place)
+{
+    return stop->trace->repeat.beyond[0] && spec_is_shared(stop->spec, place->written) && !path_climbs(place->written) &&
+           !path_is_private(place->written, place->scratch);
+}
+
 static enum leads settle(const struct stop *stop, struct place *place, enum effect effect, uint64_t how)
 {
+    if (may_stay_as_written(stop, place)) {
+        strcpy(place->path, place->written);
+        place->private = false;
+        return LEADS_TO;
+    }
     bool user = identity_assume(stop->spec);
     enum leads leads = user ? place_find(stop->spec, goes_by_link(place, effect, how), place) : LEADS_UNCLEAR;
     identity_drop(stop->spec);

@@ -496,3 +496,15 @@ def test_looked_at_as_the_submitter(place: Bench) -> None:
     place.cwd.chmod(0o777)
     job = place.run(*sh("echo x >dir/in || rm -rf dir/in || :; echo x >new"), identity=Identity(65534, 65534, (), become=True))
     check(place, job, "new", "")
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("views", [False, True])
+def test_what_leads_where_as_the_submitter_sees_it(place: Bench, views: bool) -> None:
+    """Root looks at a process of another user's."""
+    nobody = Identity(65534, 65534, (), become=True)
+    place.cwd.chmod(0o777)
+    (place.cwd / "old").chmod(0o666)
+    script = "echo x >/dev/stderr; echo x >/proc/self/fd/1; (echo x >/dev/stdout) | cat; echo x >/proc/self/cwd/new; echo y >$TMPDIR/t"
+    check(place, place.run(*sh(script), identity=nobody, views=views), "new", "")
+    check(place, place.run(*sh("exec 3<old; echo x >/dev/fd/3"), identity=nobody, views=views), "", "it changed old")
