@@ -30,6 +30,7 @@ class Kind(IntEnum):
     MANIFEST = 10
     MADE = 11
     NOTED = 12
+    ENDING = 13
 
 
 # ---- events

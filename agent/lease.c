@@ -33,20 +33,40 @@ static uint64_t now(void)
 
 static bool is_over(uint64_t at) { return at != 0 && now() >= at; }
 
-bool lease_is_over(void) { return end && is_over(atomic_load(end)); }
+/* 0: there is none yet. */
+static uint64_t end_for(bool may_linger)
+{
+    uint64_t at = end ? atomic_load(end) : 0;
+    return at != 0 && may_linger ? at + BEYOND_SECONDS * SECOND : at;
+}
+
+static struct timespec time_to_look(uint64_t at)
+{
+    if (at == 0)
+        at = now() + LOOK_SECONDS * SECOND;
+    return (struct timespec){.tv_sec = (time_t)(at / SECOND), .tv_nsec = (long)(at % SECOND)};
+}
+
+bool lease_is_kept(void) { return end; }
+
+bool lease_is_over_for(bool may_linger) { return is_over(end_for(may_linger)); }
+
+bool lease_is_over(void) { return lease_is_over_for(false); }
+
+void lease_sleep(bool may_linger)
+{
+    struct timespec until = time_to_look(end_for(may_linger));
+    clock_nanosleep(CLOCK_BOOTTIME, TIMER_ABSTIME, &until, NULL);
+}
 
 int lease_timer(void) { return end ? timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK) : -1; }
 
 bool lease_look(int timer, bool may_linger)
 {
-    uint64_t at = end ? atomic_load(end) : 0;
-    if (at != 0 && may_linger)
-        at += BEYOND_SECONDS * SECOND;
+    uint64_t at = end_for(may_linger);
     if (is_over(at))
         return true;
-    if (at == 0)
-        at = now() + LOOK_SECONDS * SECOND;
-    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(at / SECOND), .tv_nsec = (long)(at % SECOND)}};
+    struct itimerspec when = {.it_value = time_to_look(at)};
     timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL); /* which also makes it unreadable */
     return false;
 }

@@ -154,6 +154,7 @@ class Link:
 
     def _tick(self, now: float) -> None:
         self._runners.reap()
+        self._runners.kill_hanging(self._live.values())
         self._runners.kill_orphans()
         self._feed(e.Tick(self._load.sample(now)))
         self._look_back()

@@ -65,6 +65,7 @@ static const char *start_command(struct run *run, int command_ends[3])
     int error = errno;
     close(report[1]);
     streams_close_command_ends(command_ends);
+    run->guard = done ? guard_start(&run->tree) : 0;
     errno = error;
     return done ? NULL : "starting its process tree";
 }

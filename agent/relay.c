@@ -31,6 +31,10 @@ static void enter(struct run *run, enum phase phase)
     }
     if (phase == KILLING)
         tree_signal_all(&run->tree, SIGKILL);
+    if (phase == KILLING || phase == EMPTY) { /* the runner does not hang, nor will it */
+        guard_stop(run->guard);
+        run->guard = 0;
+    }
 }
 
 static bool is_over(const struct run *run) { return run->phase == EMPTY && run->streams.out[1].fd < 0 && run->streams.out[2].fd < 0; }
@@ -100,6 +104,8 @@ static void clear_facts(struct run *run, uint64_t facts)
     if (facts > repeat->sent || run->lost)
         return;
     run->trace.late |= repeat_is_possible(repeat) && lease_is_over();
+    if (!run->trace.late && repeat->beyond[0] && facts == repeat_facts(repeat))
+        guard_let_linger();
     if (!run->trace.late)
         trace_clear(&run->trace, &run->spec, facts);
     heed_lateness(run);
@@ -123,6 +129,22 @@ static void send_facts(struct run *run)
         if (!control_send(&run->control, (struct packet){PACKET_MADE, 1, repeat->sent}, field, size))
             lose_agent(run);
     }
+}
+
+static void take_kill(struct run *run)
+{
+    lose(run, "the agent ended it");
+    run->told_to_end = true;
+}
+
+/* Whom the agent does not hear say so, it kills. */
+static void answer_kill(struct run *run)
+{
+    if (!run->told_to_end || run->control.stashed || run->orphaned)
+        return;
+    run->told_to_end = false;
+    if (!control_send(&run->control, (struct packet){PACKET_ENDING, 0, 0}, NULL, 0))
+        lose_agent(run);
 }
 
 static void close_stream(struct run *run, uint32_t stream)
@@ -154,7 +176,7 @@ static void take_packet(struct run *run, const struct packet *packet, const char
     else if (packet->kind == PACKET_NOTED)
         clear_facts(run, packet->number);
     else if (packet->kind == PACKET_KILL)
-        lose(run, "the agent ended it");
+        take_kill(run);
 }
 
 static void take_packets(struct run *run)
@@ -373,6 +395,7 @@ void relay(struct run *run)
     keep_lease(run);
     while (!is_over(run)) {
         wait_for_events(run);
+        answer_kill(run);
         send_facts(run);
         let_begin(run);
         keep_time(run);

@@ -11,6 +11,7 @@ struct run {
     struct control control;
     struct streams streams;
     struct tree tree;
+    pid_t guard; /* of the tree; 0: none */
     struct trace trace;
     struct hold hold;
     struct failure failure; /* of the start; stage 0: none */
@@ -21,6 +22,7 @@ struct run {
     enum phase phase;
     int64_t deadline_ms; /* of the phase; 0: none */
     bool main_ended, orphaned;
+    bool told_to_end; /* and has not answered */
     bool emptied;     /* the holder has seen the end of all of its tree */
     const char *lost; /* why it was ended, not by itself and not for its submitter; or NULL */
     bool meddled;    /* a signal, a kill or a closed stream came: it cannot be started again as if nothing had been */

@@ -15,6 +15,7 @@
  *   runner to agent   OUTPUT stream, number=offset, payload=bytes          CREDIT stream=0, number=limit
  *                     APPLIED (the view agrees with the spec's entries)    MANIFEST payload=entries (all before ENDED)
  *                     MADE number=seq (1, 2, ...), stream=1: it waits for NOTED, payload=a field `path` or `beyond`
+ *                     ENDING (it has taken KILL)
  *                     REJECTED payload=reason (nothing was started), number=1 when it is the agent's own trouble
  *                     ENDED payload=the fields of RESULT
  * End of file on it means that the agent is gone: a job that may be run again is killed, another is let finish unheard (relay.c).
@@ -41,7 +42,7 @@
 #define MAX_REASON 512
 
 enum packet_kind { PACKET_INPUT = 1, PACKET_CREDIT, PACKET_CLOSE, PACKET_SIGNAL, PACKET_KILL, PACKET_OUTPUT, PACKET_REJECTED, PACKET_ENDED,
-                   PACKET_APPLIED, PACKET_MANIFEST, PACKET_MADE, PACKET_NOTED };
+                   PACKET_APPLIED, PACKET_MANIFEST, PACKET_MADE, PACKET_NOTED, PACKET_ENDING };
 
 struct packet {
     uint32_t kind;
@@ -457,11 +458,24 @@ enum { BEYOND_SECONDS = 300 };
 
 /* In the starter: maps the agent's word, where there is one. */
 void lease_map(void);
+bool lease_is_kept(void);
 bool lease_is_over(void);
+/* `may_linger`: BEYOND_SECONDS later. */
+bool lease_is_over_for(bool may_linger);
+/* Until then, as far as is known now; it may have been renewed meanwhile. */
+void lease_sleep(bool may_linger);
 /* A descriptor that is readable when it is time to look, or -1 without a lease. */
 int lease_timer(void);
-/* Is it over? If not, the timer is set to when it would be; `may_linger`: BEYOND_SECONDS later. */
+/* Is it over? If not, the timer is set to when it would be. */
 bool lease_look(int timer, bool may_linger);
+
+/* ---- guard.c: who ends a runner that hangs ---- */
+
+/* Watches the lease for this tree. Its process, or 0: there is no lease, or no room for it; a job does without. */
+pid_t guard_start(const struct tree *tree);
+/* The job may go on for BEYOND_SECONDS after the lease. To be said before it is let become so. */
+void guard_let_linger(void);
+void guard_stop(pid_t guard);
 
 /* ---- roots.c ---- */
 

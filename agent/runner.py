@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import mmap
 import os
 import shutil
@@ -42,6 +43,8 @@ _RUNS_FD: Final = 6
 RECORD: Final = struct.Struct("=III")  # of an attempt: the user, the length of RESULT's fields, the length of the entries (runfile.c)
 _COUNT_SECONDS: Final = 1.0
 _START_SECONDS: Final = 5.0  # a fork takes a fraction of a millisecond
+_KILL_SECONDS: Final = 5.0  # in which a runner says that it ends its job
+_MOST_KILLS: Final = 3  # one for each tick; then what it holds is killed without it
 
 
 class StartError(Exception):
@@ -82,13 +85,15 @@ class ForkError(OSError):
 class Runner:
     """One running runner: its process and its control socket."""
 
-    __slots__ = ("_backlog", "_socket", "key", "pid")
+    __slots__ = ("_backlog", "_socket", "_told_to_end", "key", "kills", "pid")
 
     def __init__(self, key: Key, pid: int, control: socket.socket) -> None:
         self.key = key
         self.pid = pid
+        self.kills = 0
         self._socket = control
         self._backlog: deque[bytes] = deque()
+        self._told_to_end = math.inf
 
     def fileno(self) -> int:
         """The control socket's descriptor."""
@@ -101,6 +106,8 @@ class Runner:
 
     def tell(self, tell: Tell) -> None:
         """Sends a packet, in order, as soon as there is room."""
+        if tell.kind == Kind.KILL:
+            self._told_to_end = min(self._told_to_end, time.monotonic())
         self._backlog.append(_HEAD.pack(tell.kind, tell.stream, tell.number) + tell.payload)
         self.flush()
 
@@ -129,7 +136,15 @@ class Runner:
                 said.append(RunnerEnded(self.key))
                 return said
             kind, stream, number = _HEAD.unpack_from(packet)
+            if kind == Kind.ENDING:
+                self._told_to_end = math.inf
+                continue
             said.append(RunnerSaid(self.key, kind, stream, number, packet[_HEAD.size :]))
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it was told to end its job and has not said for too long that it does."""
+        return time.monotonic() >= self._told_to_end + _KILL_SECONDS
 
     def close(self) -> None:
         """Closes the socket; a runner that lives kills its job then."""
@@ -313,10 +328,25 @@ class Runners:
                 if status:
                     log.warning("runner %d ended with wait status %d", pid, status)
 
+    def kill_hanging(self, runners: Iterable[Runner]) -> None:
+        """Kills runners that hang in a look at something that does not answer, and then their holders end what they hold. One that holds
+        nothing is about to report, or has not begun: it may take its time.
+        """
+        for runner in runners:
+            held = [*_children(runner.pid)] if runner.hangs and runner.pid in self._unreaped else []
+            if not held:
+                continue
+            if not runner.kills:
+                log.warning("runner %d does not answer and is killed", runner.pid)
+            runner.kills += 1
+            for pid in (runner.pid, *(held if runner.kills > _MOST_KILLS else ())):  # where a server must answer first not even it dies
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     def kill_orphans(self) -> None:
         """Kills what dead runners left to this process as the nearest subreaper: every child of it that is none of ours."""
         ours = self._unreaped | {self._starter.pid if self._starter else 0}
-        for orphan in set(_children()) - ours:
+        for orphan in set(_children("self")) - ours:
             log.warning("process %d was left by a runner and is killed", orphan)
             os.kill(orphan, signal.SIGKILL)
             os.waitpid(orphan, os.WNOHANG)
@@ -327,10 +357,10 @@ class Runners:
         return frozenset(self._unreaped)
 
 
-def _children() -> Iterable[int]:
-    for task in os.listdir("/proc/self/task"):
+def _children(pid: int | str) -> Iterable[int]:
+    for task in os.listdir(f"/proc/{pid}/task"):
         try:
-            text = Path(f"/proc/self/task/{task}/children").read_text(encoding="ascii")
+            text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="ascii")
         except OSError:  # the thread has ended, or the kernel was built without this file
             continue
         yield from map(int, text.split())

@@ -235,6 +235,22 @@ class Bench:
         return [path for path in (*self.work.iterdir(), *self.work.glob("runs/*")) if path.name != "runs"]
 
 
+def holder_of(job: Job) -> int:
+    """The process that holds its tree: the first that its runner has forked."""
+    return int(Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split()[0])
+
+
+@functools.cache
+def compiled(name: str) -> Path:
+    """A program of tests/c, in the tests' own build directory."""
+    program = ROOT / "build" / "tests" / name
+    program.parent.mkdir(parents=True, exist_ok=True)
+    part = program.with_suffix(f".{os.getpid()}")
+    subprocess.run(["cc", "-D_GNU_SOURCE", "-O1", "-static", "-no-pie", ROOT / "tests" / "c" / f"{name}.c", "-o", part], check=True)
+    part.rename(program)
+    return program
+
+
 @functools.cache
 def namespaces_work() -> bool:
     return not subprocess.run([PROGRAM, "--probe-tree"], capture_output=True, check=True).stdout.endswith(b" -1.000\n")

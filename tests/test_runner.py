@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runner_bench import PROGRAM, SECONDS, Bench, bench, eventually_no_process, processes_with, sh
+from runner_bench import PROGRAM, SECONDS, Bench, bench, eventually_no_process, holder_of, processes_with, sh
 
 from dwrap.agent.events import Kind
 from dwrap.agent.runner import Starter, StartError
@@ -215,7 +215,7 @@ def test_the_runners_own_kill_is_no_status(bench: Bench) -> None:
     for delay in (0.002, 0.005, 0.01, 0.02):
         job = bench.start(("/bin/sh", "-c", 'python3 -c "$0" & wait', eat))
         job.until(lambda job=job: job.out[1] == b"up\n")  # type: ignore[misc]
-        [holder] = map(int, Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split())
+        holder = holder_of(job)
         job.tell(Kind.KILL)
         time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):

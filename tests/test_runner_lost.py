@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_bench import ROOT, ROOT_ONLY, Bench, Job, bench, eventually_no_process, processes_with, sh
+from runner_bench import ROOT, ROOT_ONLY, Bench, Job, bench, compiled, eventually_no_process, holder_of, processes_with, sh
 
 from dwrap.agent import former, workplace
 from dwrap.agent.accounts import Identity
@@ -99,10 +99,10 @@ def test_nothing_is_let_go_on_after_the_lease(place: Bench) -> None:
 
 
 def test_a_runner_that_was_frozen_answers_no_call_after_the_lease(place: Bench) -> None:
-    """As when its machine was suspended. Its holder sleeps on, so that the tree is not killed before the call could be made."""
+    """As when its machine was suspended. Its holder sleeps until it is to kill: the tree does not end before the call could be made."""
     job = place.start(sh(": >new; echo up; while :; do echo x >>new; done"), lease=100)
     job.until(lambda: job.out[1] == b"up\n")
-    [holder] = map(int, Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split())
+    holder = holder_of(job)
     assert place.runners
     for pid in (job.runner.pid, holder):
         os.kill(pid, signal.SIGSTOP)
@@ -110,17 +110,132 @@ def test_a_runner_that_was_frozen_answers_no_call_after_the_lease(place: Bench) 
     place.runners.lease(boot_clock() - 1)
     size = (place.cwd / "new").stat().st_size
     os.kill(job.runner.pid, signal.SIGCONT)
-    try:
-        with pytest.raises(TimeoutError):
-            place.until(lambda: (place.cwd / "new").stat().st_size > size, 0.3)
-    finally:
-        os.kill(holder, signal.SIGCONT)
+    with pytest.raises(TimeoutError):
+        place.until(lambda: (place.cwd / "new").stat().st_size > size, 0.3)
     end = job.finish()
     assert (end.text("error"), end.text("reason")) == ("lost", LEASE)
 
 
+def hangs(job: Job) -> bool:
+    for said in job.runner.receive():
+        job._take(said)
+    return Path(f"/proc/{job.runner.pid}/wchan").read_text() == "handle_userfault"
+
+
+def hang(place: Bench, script: str, lease: float) -> Job:
+    """A job whose runner hangs in a look at its memory: it is no use to end that with a packet, a timer or a signal that it handles."""
+    job = place.start(sh(f"{script}\nexec {compiled('unserved')}"), lease=lease, views=True)
+    place.until(lambda: hangs(job))
+    return job
+
+
+def killed(place: Bench, job: Job) -> None:
+    """Its runner ended at another's hand, and what it was about to tidy up lies about."""
+    place.until(lambda: place.runners and (place.runners.reap() or job.runner.pid not in place.runners.pids))
+    assert place.deaths.said[-1] == f"runner {job.runner.pid} ended with wait status 9"
+    place.deaths.said.clear()
+    for left in place.litter():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@ROOT_ONLY
+def test_a_runner_that_hangs_ends_with_the_lease_and_its_tree_with_it(place: Bench) -> None:
+    name = f"96{os.getpid()}"
+    job = hang(place, f"echo x >new; sleep {name} & setsid sleep {name} &", lease=0.7)
+    start = time.monotonic()
+    job.until(lambda: job.gone, 9)
+    assert time.monotonic() - start > 4, "one that does not hang needs a moment"
+    assert job.end is None
+    eventually_no_process(name, 1)
+    killed(place, job)
+
+
+@ROOT_ONLY
+def test_also_when_its_agent_has_died(place: Bench) -> None:
+    name = f"97{os.getpid()}"
+    job = hang(place, f"sleep {name} &", lease=0.7)
+    job.runner.close()
+    eventually_no_process(name, 9)
+    killed(place, job)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("bench", ["subreaper"], indirect=True)
+def test_a_runner_that_hangs_while_its_lease_is_renewed_is_left_alone(place: Bench) -> None:
+    job = hang(place, "true", lease=0.7)
+    assert place.runners
+    place.runners.lease(boot_clock() + 100)
+    with pytest.raises(TimeoutError):
+        place.until(lambda: not hangs(job), 7)
+    os.kill(job.runner.pid, signal.SIGKILL)
+    job.until(lambda: job.gone)
+    killed(place, job)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("bench", ["subreaper"], indirect=True)
+def test_a_runner_that_hangs_with_a_job_that_may_not_be_run_again_does_so_longer(place: Bench) -> None:
+    job = hang(place, "echo x >old", lease=0.7)
+    assert place.runners
+    place.runners.lease(boot_clock() - 295)
+    start = time.monotonic()
+    job.until(lambda: job.gone, 14)
+    assert time.monotonic() - start > 9.5
+    killed(place, job)
+
+
 # ---- the agent's own end of it
 
+
+@ROOT_ONLY
+def test_a_runner_that_hangs_is_killed_by_its_agent(place: Bench) -> None:
+    name = f"99{os.getpid()}"
+    job = hang(place, f"sleep {name} &", lease=100)
+    runners = place.runners
+    assert runners
+    job.tell(Kind.KILL, 0, 1)
+    start = time.monotonic()
+    place.until(lambda: runners.kill_hanging([job.runner]) or job.runner.kills)
+    assert time.monotonic() - start > 4
+    job.until(lambda: job.gone)
+    assert job.end is None
+    eventually_no_process(name, 1)
+    assert place.deaths.said[0] == f"runner {job.runner.pid} does not answer and is killed"
+    killed(place, job)
+
+
+def test_what_a_runner_holds_that_does_not_even_die_is_killed_without_it(place: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that waits for a server; this one is merely spared."""
+    job = place.start(sh("echo up; sleep 600"))
+    job.until(lambda: job.out[1] == b"up\n")
+    runners, holder, victims = place.runners, holder_of(job), []
+    assert runners
+    os.kill(job.runner.pid, signal.SIGSTOP)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    job.tell(Kind.KILL, 0, 1)
+    monkeypatch.setattr(time, "monotonic", lambda: 4.9)
+    monkeypatch.setattr(os, "kill", lambda pid, _: victims.append(pid))
+    runners.kill_hanging([job.runner])
+    assert not victims
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    for _ in range(4):
+        assert holder not in victims
+        runners.kill_hanging([job.runner])
+    monkeypatch.undo()
+    assert victims[:4] == [job.runner.pid] * 4
+    assert holder in victims[4:]
+    place.deaths.said.clear()
+    os.kill(job.runner.pid, signal.SIGCONT)
+    job.finish()
+
+
+def test_a_runner_that_ends_its_job_is_not_killed(place: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = place.start(sh("echo up; sleep 600"))
+    job.until(lambda: job.out[1] == b"up\n")
+    job.tell(Kind.KILL, 0, 1)
+    assert job.finish().text("reason") == "the agent ended it"
+    monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    assert not job.runner.hangs
 
 def test_an_agent_that_ends_a_job_says_so(place: Bench) -> None:
     job = place.start(sh("echo x >new; echo up; sleep 600"))
@@ -553,7 +668,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from runner_bench import Bench, sh
+from runner_bench import Bench, holder_of, sh
 from dwrap.agent import former, workplace
 parent = Path(sys.argv[2])
 with workplace.claim(parent / "works", "a") as folder:
@@ -565,9 +680,9 @@ with workplace.claim(parent / "works", "a") as folder:
     job.until(lambda: job.out[1] == b"up\\n")
     killed = bench.start(sh("echo up; sleep 600"))
     killed.until(lambda: killed.out[1] == b"up\\n")
-    holder = Path(f"/proc/{job.runner.pid}/task/{job.runner.pid}/children").read_text().split()[0]
+    holder = holder_of(job)
     os.kill(job.runner.pid, 19)
-    os.kill(int(holder), 19)
+    os.kill(holder, 19)
     print(job.runner.pid, holder, flush=True)
     os.kill(os.getpid(), 9)
 """

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runner_bench import ENV, PROGRAM, ROOT, ROOT_ONLY, Bench, bench, namespaces_work, sh
+from runner_bench import ENV, PROGRAM, ROOT, ROOT_ONLY, Bench, bench, holder_of, namespaces_work, sh
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind
@@ -71,7 +71,7 @@ def test_another_users_job_is_out_of_reach(bench: Bench) -> None:
     victim = bench.start(sh('echo "$TMPDIR"; exec sleep 600'), identity=Identity(65534, 65534, (), become=True), cwd="/")
     victim.until(lambda: victim.out[1].endswith(b"\n"))
     folder = Path(victim.out[1].decode().strip())
-    holder = int(Path(f"/proc/{victim.runner.pid}/task/{victim.runner.pid}/children").read_text())
+    holder = holder_of(victim)
     command = int(Path(f"/proc/{holder}/task/{holder}/children").read_text())
     peeks = f"ls {folder} {folder.parent}; cat /proc/{command}/environ /proc/{holder}/maps"
     script = f"kill -9 {victim.runner.pid} {holder} {command}; {peeks}; exit 4"

@@ -6,14 +6,12 @@ import os
 import platform
 import re
 import signal
-import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from runner_bench import ENV, ROOT, ROOT_ONLY, Bench, Job, bench, sh
+from runner_bench import ENV, ROOT, ROOT_ONLY, Bench, Job, bench, compiled, sh
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind
@@ -119,16 +117,9 @@ ABIS = ("64", "32") if platform.machine() == "x86_64" else ("aarch64",)
 CALLS = [(abi, name) for name, numbers in TABLE.items() for abi in ABIS if abi in numbers]
 
 
-@cache
 def one_call() -> Path:
-    """The program that makes one call, in the tests' own build directory."""
-    program = ROOT / "build" / "tests" / "one_call"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    source = ROOT / "tests" / "c" / "one_call.c"
-    part = program.with_suffix(f".{os.getpid()}")
-    subprocess.run(["cc", "-D_GNU_SOURCE", "-O1", "-static", "-no-pie", source, "-o", part], check=True)
-    part.rename(program)
-    return program
+    """The program that makes one call."""
+    return compiled("one_call")
 
 
 def entries(job: Job) -> list[Entry]:
