@@ -160,6 +160,7 @@ _Noreturn static void run_holder(const struct spec *spec, int channel, const int
      * lives, before the kernel has taken down the rest. */
     if (!spec->namespaces)
         prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_PDEATHSIG, SIGCONT); /* its own job may have stopped it; then it could not act on that death */
     block_signals();
     if (spec->namespaces && !furnish_namespaces())
         give_up(report_fd, "mount");
@@ -204,8 +205,10 @@ static void give_order(const struct tree *tree, int signal, bool all)
     struct order order = {signal, all};
     /* A holder that is gone has nothing left to signal; one that is killing the tree takes no more orders. */
     send(tree->channel, &order, sizeof order, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (all && signal == SIGKILL) /* that must come to it, however many orders are on their way: nothing comes after it */
+    if (all && signal == SIGKILL) { /* that must come to it, however many orders are on their way: nothing comes after it */
         shutdown(tree->channel, SHUT_WR);
+        kill(tree->holder, SIGCONT); /* a job can stop its own holder where that is of its user, and without a namespace */
+    }
 }
 
 void tree_signal(const struct tree *tree, int signal) { give_order(tree, signal, false); }

@@ -237,6 +237,22 @@ def test_a_runner_that_ends_its_job_is_not_killed(place: Bench, monkeypatch: pyt
     monkeypatch.setattr(time, "monotonic", lambda: 1e12)
     assert not job.runner.hangs
 
+@pytest.mark.parametrize("end", ["agent", "runner"])
+def test_a_job_that_stops_its_holder_ends_all_the_same(place: Bench, end: str) -> None:
+    """It can where the holder is of its user and in its sight."""
+    name = f"98{os.getpid()}"
+    job = place.start(sh(f"kill -STOP $PPID; echo up; sleep {name}"))
+    job.until(lambda: job.out[1] == b"up\n")
+    if end == "agent":
+        job.tell(Kind.KILL, 0, 1)
+        assert job.finish(3).text("reason") == "the agent ended it"
+    else:
+        os.kill(job.runner.pid, signal.SIGKILL)
+        job.until(lambda: job.gone)
+        killed(place, job)
+    eventually_no_process(name, 3)
+
+
 def test_an_agent_that_ends_a_job_says_so(place: Bench) -> None:
     job = place.start(sh("echo x >new; echo up; sleep 600"))
     job.until(lambda: job.out[1] == b"up\n")
@@ -668,7 +684,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from runner_bench import Bench, holder_of, sh
+from runner_bench import Bench, sh
 from dwrap.agent import former, workplace
 parent = Path(sys.argv[2])
 with workplace.claim(parent / "works", "a") as folder:
@@ -680,29 +696,25 @@ with workplace.claim(parent / "works", "a") as folder:
     job.until(lambda: job.out[1] == b"up\\n")
     killed = bench.start(sh("echo up; sleep 600"))
     killed.until(lambda: killed.out[1] == b"up\\n")
-    holder = holder_of(job)
     os.kill(job.runner.pid, 19)
-    os.kill(holder, 19)
-    print(job.runner.pid, holder, flush=True)
+    print(job.runner.pid, flush=True)
     os.kill(os.getpid(), 9)
 """
 
 
 def test_what_an_agent_left_when_it_died(tmp_path: Path) -> None:
-    """One job goes on (its runner and its holder are stopped, so that it lives for sure), the other is killed at once."""
+    """One job goes on (its runner is stopped, so that it lives for sure), the other is killed at once."""
     works = tmp_path / "works"
     works.mkdir()
     said = tmp_path / "said"
     with said.open("w") as out:  # not a pipe: what lives on would keep it open
         done = subprocess.run([sys.executable, "-c", CRASH, str(ROOT / "tests"), str(tmp_path)], stdout=out, stderr=out, check=False)
     assert done.returncode == -9, said.read_text()
-    runner, holder = map(int, said.read_text().split())
+    runner = int(said.read_text())
     with workplace.claim(works, "a") as own:
         former = Former(works, "a", own)
         assert former.look().leftover >= 1
         os.kill(runner, 9)
-        assert former.look().leftover >= 1, "its holder lives still"
-        os.kill(holder, 18)
         deadline = time.monotonic() + 10
         while not (news := former.look()).former:
             assert time.monotonic() < deadline
