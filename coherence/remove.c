@@ -83,6 +83,12 @@ static bool is_link(int at, const char *name)
     return fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode);
 }
 
+/* Is it certain that the user can put nothing in that directory? A kernel that does not know the question has not answered it. */
+static bool is_closed_to_user(int directory)
+{
+    return faccessat(directory, "", W_OK, AT_EACCESS | AT_EMPTY_PATH) != 0 && (errno == EACCES || errno == EROFS);
+}
+
 /* One step. -1 with ELOOP at a link that somebody may have put there meanwhile. */
 static int step(int at, const char *name, bool before_root)
 {
@@ -93,7 +99,7 @@ static int step(int at, const char *name, bool before_root)
         errno = ENOTDIR;
         return -1;
     }
-    if (before_root || faccessat(at, "", W_OK, AT_EACCESS | AT_EMPTY_PATH) != 0)
+    if (before_root || is_closed_to_user(at))
         return enter(at, name, 0);
     errno = ELOOP;
     return -1;

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from runner_bench import ROOT, ROOT_ONLY, Bench, Job, bench, compiled, eventually_no_process, holder_of, processes_with, sh
+from test_runner_writes import REFUSE
 
 from dwrap.agent import former, workplace
 from dwrap.agent.accounts import Identity
@@ -409,6 +410,21 @@ def test_only_what_lies_where_it_was_made_is_removed(place: Bench, name: str, wh
     assert job.rejected == f"what a lost attempt made could not be removed: {place.cwd}/{name}: {why}"
     assert (place.cwd / "old").exists()
     assert (place.cwd / "dir" / "in").exists()
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_a_link_is_not_followed_where_the_kernel_does_not_tell_who_can_have_put_it_there(place: Bench, error: int) -> None:
+    """faccessat2() is refused by old kernels, and by filters that do not know it."""
+    wrapped = place.folder / "refused"
+    refuse = "import ctypes, os, struct, sys\n" + REFUSE.format(number=439).replace("0x50001", hex(0x50000 + error))
+    wrapped.write_text(f"#!{sys.executable}\n{refuse}\nos.execv({str(place.program)!r}, sys.argv)\n")
+    wrapped.chmod(0o755)
+    place.program = wrapped
+    (place.cwd / "link").symlink_to(".")
+    job = place.start(("true",), undo=[place.cwd / "link" / "old"])
+    job.until(lambda: job.gone)
+    assert job.rejected.endswith("/link/old: a link has taken the place of a directory")
+    assert (place.cwd / "old").exists()
 
 
 def test_links_on_the_way_to_a_root_are_followed(place: Bench) -> None:
