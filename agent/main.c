@@ -121,7 +121,7 @@ static void look_again(struct run *run)
     run->stale += doubt.stale;
     if (doubt.stale == 0)
         return;
-    run->reran = is_untouched(run) && !run->trace.why && record_may_repeat(&run->trace.record);
+    run->reran = is_untouched(run) && repeat_is_possible(&run->trace.repeat); /* else not even elsewhere */
     run->wrong = !run->reran && doubt.certain;
     if (run->reran)
         start_again(run);
