@@ -123,11 +123,14 @@ def hangs(job: Job) -> bool:
     return Path(f"/proc/{job.runner.pid}/wchan").read_text() == "handle_userfault"
 
 
-def hang(place: Bench, script: str, lease: float) -> Job:
-    """A job whose runner hangs in a look at its memory: it is no use to end that with a packet, a timer or a signal that it handles."""
-    job = place.start(sh(f"{script}\nexec {compiled('unserved')}"), lease=lease, views=True)
+def hang(place: Bench, script: str) -> tuple[Job, Runners]:
+    """A job whose runner hangs in a look at its memory: it is no use to end that with a packet, a timer or a signal that it handles.
+    Its lease has no end yet, so that the guard looks each second.
+    """
+    job = place.start(sh(f"{script}\nexec {compiled('unserved')}"), views=True)
+    assert place.runners
     place.until(lambda: hangs(job))
-    return job
+    return job, place.runners
 
 
 def killed(place: Bench, job: Job) -> None:
@@ -142,7 +145,8 @@ def killed(place: Bench, job: Job) -> None:
 @ROOT_ONLY
 def test_a_runner_that_hangs_ends_with_the_lease_and_its_tree_with_it(place: Bench) -> None:
     name = f"96{os.getpid()}"
-    job = hang(place, f"echo x >new; sleep {name} & setsid sleep {name} &", lease=0.7)
+    job, runners = hang(place, f"echo x >new; sleep {name} & setsid sleep {name} &")
+    runners.lease(boot_clock())
     start = time.monotonic()
     job.until(lambda: job.gone, 9)
     assert time.monotonic() - start > 4, "one that does not hang needs a moment"
@@ -154,8 +158,9 @@ def test_a_runner_that_hangs_ends_with_the_lease_and_its_tree_with_it(place: Ben
 @ROOT_ONLY
 def test_also_when_its_agent_has_died(place: Bench) -> None:
     name = f"97{os.getpid()}"
-    job = hang(place, f"sleep {name} &", lease=0.7)
+    job, runners = hang(place, f"sleep {name} &")
     job.runner.close()
+    runners.lease(boot_clock())
     eventually_no_process(name, 9)
     killed(place, job)
 
@@ -163,9 +168,11 @@ def test_also_when_its_agent_has_died(place: Bench) -> None:
 @ROOT_ONLY
 @pytest.mark.parametrize("bench", ["subreaper"], indirect=True)
 def test_a_runner_that_hangs_while_its_lease_is_renewed_is_left_alone(place: Bench) -> None:
-    job = hang(place, "true", lease=0.7)
-    assert place.runners
-    place.runners.lease(boot_clock() + 100)
+    job, runners = hang(place, "true")
+    runners.lease(boot_clock())
+    with pytest.raises(TimeoutError):
+        place.until(lambda: not hangs(job), 2)
+    runners.lease(boot_clock() + 100)
     with pytest.raises(TimeoutError):
         place.until(lambda: not hangs(job), 7)
     os.kill(job.runner.pid, signal.SIGKILL)
@@ -176,9 +183,8 @@ def test_a_runner_that_hangs_while_its_lease_is_renewed_is_left_alone(place: Ben
 @ROOT_ONLY
 @pytest.mark.parametrize("bench", ["subreaper"], indirect=True)
 def test_a_runner_that_hangs_with_a_job_that_may_not_be_run_again_does_so_longer(place: Bench) -> None:
-    job = hang(place, "echo x >old", lease=0.7)
-    assert place.runners
-    place.runners.lease(boot_clock() - 295)
+    job, runners = hang(place, "echo x >old")
+    runners.lease(boot_clock() - 295)
     start = time.monotonic()
     job.until(lambda: job.gone, 14)
     assert time.monotonic() - start > 9.5
@@ -191,9 +197,7 @@ def test_a_runner_that_hangs_with_a_job_that_may_not_be_run_again_does_so_longer
 @ROOT_ONLY
 def test_a_runner_that_hangs_is_killed_by_its_agent(place: Bench) -> None:
     name = f"99{os.getpid()}"
-    job = hang(place, f"sleep {name} &", lease=100)
-    runners = place.runners
-    assert runners
+    job, runners = hang(place, f"sleep {name} &")
     job.tell(Kind.KILL, 0, 1)
     start = time.monotonic()
     place.until(lambda: runners.kill_hanging([job.runner]) or job.runner.kills)
