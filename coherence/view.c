@@ -119,7 +119,8 @@ static void unseen(struct view *view, const struct entry *entry, bool count)
         snprintf(view->path, sizeof view->path, "%s", entry->path);
 }
 
-/* Drops the belief that a name is missing. True: it is there. */
+/* Drops the belief that a name is missing. True: it is there. If it is not, who is killed within the next line leaves a directory: what
+ * wants to write there fails for it. An empty file would be taken for an output. */
 static bool cure_missing(struct view *view, const char *name)
 {
     view->synced++;
