@@ -73,18 +73,6 @@ struct recorded *record_add(struct record *record, const char *path)
     return &record->paths[record->count - 1];
 }
 
-/* Is what was done so far undone by doing it again? Names that were not there before may come again, and files that are made
- * or emptied as a whole; what was changed in place, or taken away and not made anew, may not. */
-bool record_may_repeat(const struct record *record)
-{
-    for (size_t i = 0; i < record->count; i++) {
-        unsigned flags = record->paths[i].flags;
-        if (!(flags & REC_ABSENT) && (flags & REC_IN_PLACE || (flags & REC_LOST && !(flags & REC_WHOLE))))
-            return false;
-    }
-    return true;
-}
-
 void record_clear(struct record *record)
 {
     for (size_t i = 0; i < record->count; i++)

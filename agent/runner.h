@@ -295,8 +295,6 @@ struct record {
 struct recorded *record_find(const struct record *record, const char *path);
 /* Adds a path that is not in it. NULL when there is no room. */
 struct recorded *record_add(struct record *record, const char *path);
-/* May what it says be done once more, by running the command again? */
-bool record_may_repeat(const struct record *record);
 void record_clear(struct record *record);
 /* Writes the absolute path without "." and doubled slashes. False when it is too long. */
 bool path_join(char *out, size_t room, const char *directory, const char *path);
