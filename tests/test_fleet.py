@@ -359,6 +359,18 @@ def test_what_was_found_may_be_run_again_once_all_that_it_did_was_told_again(run
     assert desk.said(50)[-1:] == said
 
 
+def test_what_is_known_at_last_is_told_to_the_ledger() -> None:
+    desk = after_a_restart()
+    attach(desk, 50, "new", epoch=7)
+    come_back(desk, 1, running=(("new", 1, USER),))
+    desk.do(e.Made(1, "new", 1, 1, ("/srv/o",), "", True))
+    desk.beat(1)
+    assert records(desk, "known") == []
+    desk.beat(1)
+    known = {"attempt": 1, "uid": USER, "agent": "a1", "incarnation": "i1", "made": '["/srv/o"]', "beyond": "", "state": "assigned"}
+    assert records(desk, "known") == [known]
+
+
 def test_what_was_found_and_is_then_no_more_is_not_run_again_before_all_was_told() -> None:
     desk = after_a_restart()
     attach(desk, 50, "new", epoch=7)

@@ -78,10 +78,21 @@ def test_an_agent_that_serves_one_user_has_that_users_jobs_only() -> None:
     assert e.Kill(66, "x", 1) in desk.last
     attach(desk, 50, "x")
     assert desk.one(e.ForwardAttach).peer == 1
+    assert not desk.scheduler.agents[66].is_serving
     desk.finish(66, "x", 1, e.Outcome(None, "lost", "", {}, True, ("/srv/source.c",)))
+    assert desk.scheduler.agents[66].is_serving
     desk.do(e.Joined(1, "x", 1))
     desk.finish(1, "x")
     assert desk.one(e.DeliverResult).agent == "real"
+
+
+def test_an_agent_that_may_serve_anybody_is_believed_of_the_past_only(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.agent(2, running=(("j50", 1, OTHER),))
+    assert desk.said(50) == []
+    desk.finish(1, "j50")
+    assert desk.one(e.DeliverResult).peer == 50
 
 
 def test_a_newer_attempt_of_others_jobs_is_not_believed() -> None:
@@ -100,6 +111,16 @@ def test_who_was_first_to_claim_a_job_after_a_restart_need_not_be_its_submitter(
     assert desk.said(66) == ["Answer"]
     attach(desk, 50, "x", epoch=7)
     assert desk.one(e.ForwardAttach).peer == 1
+    desk.do(e.Disconnected(66))
+    desk.pass_time(2)
+    assert desk.scheduler.jobs["x"].peer == 50
+
+
+def test_a_job_of_the_past_is_described_once() -> None:
+    desk = after_a_restart()
+    attach(desk, 50, "x", epoch=7)
+    desk.do(e.Attached(50, USER, e.JobSpec("x", "/elsewhere", "cc", "other"), 1, 7, 1.0, ()))
+    assert (desk.scheduler.jobs["x"].build, desk.scheduler.jobs["x"].spec.cwd) == ("b", "/srv")
 
 
 def test_what_is_left_of_a_job_is_told_to_its_owner_only(desk: Desk) -> None:

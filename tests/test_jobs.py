@@ -243,6 +243,15 @@ def test_a_result_is_not_forgotten_while_it_is_waited_for(desk: Desk) -> None:
     assert desk.one(e.TellFailed).peer == 51
 
 
+def test_a_result_that_was_told_is_forgotten_also_when_nobody_says_so(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.finish(1, "j50", 1, e.Outcome(0, repeat=True))
+    desk.wait(61, 1)
+    assert not desk.scheduler.jobs
+    assert [action for action in desk.last if getattr(action, "peer", None) == 50] == []
+
+
 def test_who_waits_anew_is_told_when_it_is_there_to_hear_it(desk: Desk) -> None:
     desk.agent(1)
     desk.submit(40)
