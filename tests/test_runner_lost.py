@@ -134,9 +134,13 @@ def hang(place: Bench, script: str) -> tuple[Job, Runners]:
 
 
 def killed(place: Bench, job: Job) -> None:
-    """Its runner ended at another's hand, and what it was about to tidy up lies about."""
+    """Its runner ended at another's hand, and what it was about to tidy up lies about. Or, since the tree is killed first and the look
+    comes back then, it came to its end just before.
+    """
     place.until(lambda: place.runners and (place.runners.reap() or job.runner.pid not in place.runners.pids))
-    assert place.deaths.said[-1] == f"runner {job.runner.pid} ended with wait status 9"
+    ended = [line for line in place.deaths.said if "ended" in line]
+    assert ended in ([], [f"runner {job.runner.pid} ended with wait status 9"])
+    assert job.end is None or job.end.text("error") == "lost"
     place.deaths.said.clear()
     for left in place.litter():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -150,7 +154,6 @@ def test_a_runner_that_hangs_ends_with_the_lease_and_its_tree_with_it(place: Ben
     start = time.monotonic()
     job.until(lambda: job.gone, 9)
     assert time.monotonic() - start > 4, "one that does not hang needs a moment"
-    assert job.end is None
     eventually_no_process(name, 1)
     killed(place, job)
 
