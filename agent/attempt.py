@@ -13,7 +13,7 @@ from dwrap.agent.events import Action, Key, Kind, Send, Tell
 from dwrap.agent.marks import Due
 from dwrap.protocol import manifest as entries
 from dwrap.protocol import messages
-from dwrap.protocol.messages import INITIAL_OUTPUT_CREDIT_BYTES, MAX_DATA_BYTES, FieldsIn, ProtocolError
+from dwrap.protocol.messages import INITIAL_OUTPUT_CREDIT_BYTES, MAX_DATA_BYTES, FieldsIn, ProtocolError, Value
 
 MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024  # of one attempt; the runner keeps to it
 MAX_MADE: Final = 256  # names; who makes more cannot be run again
@@ -214,5 +214,6 @@ def _without_output(outcome: bytes) -> bytes:
         return failure("lost", "its output was lost with the agent")
     if fields.get("status") is None:
         return outcome
-    again = [("repeat", 1)] if fields.flag("repeat") else []
+    again: list[tuple[str, Value]] = [("repeat", 1)] if fields.flag("repeat") else []
+    again += [("outputs", outputs) for outputs in fields.texts("outputs")]
     return failure("lost", "it ended, but its output was lost with the agent", [*again, *(("made", name) for name in fields.all("made"))])

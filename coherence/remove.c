@@ -36,8 +36,6 @@ static int64_t boot_now(void)
     return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
-int64_t removal_now_ms(void) { return boot_now() / (SECOND / 1000); }
-
 static bool is_name(const char *at, size_t length)
 {
     bool dots = (length == 1 && at[0] == '.') || (length == 2 && at[0] == '.' && at[1] == '.');

@@ -12,11 +12,8 @@ struct removal {
     const char *root;     /* only below it; links on the way to it are followed. "": anywhere */
     const dev_t *devices; /* only on these file systems; NULL: on any */
     size_t device_count;
-    int64_t since_ms; /* only what was made after this moment of the clock that counts suspend; 0: that is not known */
+    int64_t since_ms; /* only what was made after this moment of CLOCK_BOOTTIME; 0: that is not known */
 };
-
-/* The milliseconds of that clock. */
-int64_t removal_now_ms(void);
 
 /* NULL when it is gone, or is a directory in which something is. Else why it is left: it cannot be what a command made, or the
  * kernel's word. As the current user. */

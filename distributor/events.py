@@ -18,7 +18,7 @@ Peer: TypeAlias = int
 Fact: TypeAlias = str | int | float | None
 ANY_UID = -1
 Held: TypeAlias = tuple[str, int, int]
-"""An attempt as an agent names it in REGISTER: job, number, and the uid it runs as (None: an old agent does not say)."""
+"""An attempt as an agent names it in REGISTER: job, number, and the uid it runs as."""
 _T = TypeVar("_T")
 
 

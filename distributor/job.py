@@ -39,9 +39,7 @@ class Job:
         "avoid",
         "beyond",
         "blind",
-        "blind_for",
         "burst",
-        "burst_of",
         "delivered_to",
         "expected_seconds",
         "gone_at",
@@ -86,8 +84,7 @@ class Job:
         self.holder = NOBODY  #: who was given that: an agent's name and incarnation
         self.made: dict[str, None] = {}  #: names that its attempts made, in order: to be removed before it runs again
         self.beyond = ""  #: why its newest attempt cannot be followed by another
-        self.blind = False  #: what its newest attempt did was told to an earlier epoch, if at all
-        self.blind_for = 0  #: how many more HEARTBEATs of its agent until all of that has been told again
+        self.blind = 0  #: what its newest attempt did was told to an earlier epoch: so many HEARTBEATs until it has been told again
         self.hearsay = False  #: which attempt is its newest was told by an agent or its submitter, not written down
         self.is_described = True  #: else it is of an epoch before this one, and `spec` has its name only
         self.is_anyones = False  #: `uid` is its agent's word: its submitter may have none that we know
@@ -108,7 +105,6 @@ class Job:
         self.missed_offers = 0
         self.homeless_since: float | None = None  #: since when no agent at all may take it
         self.views = False  #: somebody has a network file system: what it writes is recorded, what others wrote is told
-        self.burst_of: tuple[int | None, str] = (None, "")  #: whose burst that is
         self.burst = 0  #: which burst of its build it belongs to; 0 while nobody asks
         self.told = 0  #: how many changes on its side the submitter has told
 
@@ -130,6 +126,10 @@ class Job:
         """Who alone may claim it; None when that is not known."""
         return None if self.is_anyones else self.uid
 
+    def is_anothers(self, uid: int | None) -> bool:
+        """Whether whoever has this uid (None: that is not known) may not claim it."""
+        return self.uid not in (None, uid) and not (self.is_anyones and uid is None)
+
     @property
     def weight(self) -> float:
         return 2.0**self.spec.priority
@@ -149,6 +149,11 @@ class Job:
         """Why there are too many names to remove for another attempt; empty when there are not."""
         many = len(self.made) > MAX_MADE or sum(map(len, self.made)) > MAX_MADE_BYTES
         return "it made too many files to remove them all" if many else ""
+
+    @property
+    def why_not_again(self) -> str:
+        """Why its newest attempt cannot be followed by another, as far as it is known; empty when it can."""
+        return self.beyond or ("nobody knows what it has done" if self.blind else "")
 
     @property
     def undo(self) -> tuple[str, ...]:

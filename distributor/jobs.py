@@ -2,7 +2,7 @@
 
 Every change goes through `move`, which checks it against the table in job.py and emits a Record. A slot is held from the offer until the
 attempt is known to be over. Knows jobs, the waiting room and placement. Does not know which event of whom asks for a change: submitters.py
-and fleet.py do.
+fleet.py and missing.py do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_LOSSES: Final = 5
 MAX_JOBS: Final = 100_000
-BLIND_BEATS: Final = 2  # what an agent tells again follows its WELCOME; one HEARTBEAT may have been under way before
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
@@ -89,6 +88,20 @@ class Jobs:
         """A settled job is forgotten."""
         del self.by_id[job.id]
         self.bind(job, None)
+
+    def held_by(self, peer: Peer, name: str, attempt: int) -> Job | None:
+        """The job, when this agent holds this attempt of it and it runs."""
+        job = self.by_id.get(name)
+        if job is None or job.state is not JobState.ASSIGNED or job.attempt != attempt:
+            return None
+        return job if job.agent is not None and job.agent.peer == peer else None
+
+    def told_by(self, peer: Peer, name: str, attempt: int) -> Job | None:
+        """The job whose attempt this agent may tell of: one that it holds, or whose result has not been acknowledged."""
+        job = self.by_id.get(name)
+        if job is None or job.attempt != attempt or job.joining or job.state not in (JobState.ASSIGNED, JobState.SETTLED):
+            return None
+        return job if job.agent is not None and job.agent.peer == peer else None
 
     # ---- placing ----
 
@@ -179,7 +192,7 @@ class Jobs:
             raise AssertionError("a job without an agent or a user is assigned")
         job.attempt += 1
         job.holder = agent.name, agent.spec.incarnation
-        job.beyond, job.blind, job.hearsay, job.missed_offers, job.assigned_at = "", False, False, 0, self.now
+        job.beyond, job.blind, job.hearsay, job.missed_offers, job.assigned_at = "", 0, False, 0, self.now
         facts: dict[str, e.Fact] = {"attempt": job.attempt, "queued_ms": round(1_000 * (self.now - job.submitted_at))}
         facts.update(agent=agent.name, incarnation=agent.spec.incarnation, uid=uid)
         if job.uid is None:
@@ -274,12 +287,10 @@ class Jobs:
         """What is told of a job that has ended, once its result is no more."""
         if job.result is None:
             return Epitaph(reason)
-        job.made.update(dict.fromkeys(job.result.outcome.made))
         return Epitaph(reason, job.result.outcome.repeat and not job.why_too_many_made, job.undo)
 
-    def again(self, job: Job, reason: str, made: tuple[str, ...]) -> None:
+    def again(self, job: Job, reason: str) -> None:
         """No attempt of the job lives, and none has done what cannot be done again: it gets another one, if not too many were lost."""
-        job.made.update(dict.fromkeys(made))
         job.losses += 1
         if job.losses > MAX_LOSSES:
             self.fail(job, f"{job.losses} agents were lost while they had it; the last one: {reason}", safe=True)
@@ -317,7 +328,6 @@ class Jobs:
     def take_back(self, job: Job, agent: Agent, runs: bool) -> None:
         """An agent that was not heard of has the job's newest attempt after all; it holds a slot while it runs."""
         job.agent = agent
-        job.blind_for = BLIND_BEATS
         if runs:
             agent.jobs.add(job.id)
             self.placement.update(agent)

@@ -3,7 +3,7 @@
 Theory of operation. A job is admitted when the policy names pools of agents that may take it; it waits in the fair queue
 of exactly those pools. Whenever anything has changed, jobs whose turn it is are offered to the least loaded
 agents; an offer holds a slot, GO turns it into an assignment, and the agent's RESULT settles the job. What happens when one of the two
-is not heard of any more: submitters.py, fleet.py.
+is not heard of any more: missing.py.
 A job that no agent may take waits aside for NO_AGENT_SECONDS, and one that let an offer pass waits aside until its
 submitter is heard again (its late GO shows that it lives; a stopped wrapper costs one slot for two seconds, no more).
 
@@ -19,6 +19,7 @@ from typing import Any
 from dwrap.distributor import events as e
 from dwrap.distributor.fleet import Fleet
 from dwrap.distributor.jobs import UNACKNOWLEDGED_SECONDS, Jobs
+from dwrap.distributor.missing import Missing
 from dwrap.distributor.past import Past
 from dwrap.distributor.submitters import Submitters
 
@@ -39,9 +40,10 @@ class Scheduler:
         self.jobs = self._jobs.by_id
         self.agents = self._jobs.roster.by_peer
         self.views = self._jobs.views
-        self._fleet = Fleet(self._jobs)
-        self._submitters = Submitters(self._jobs, self._fleet)
-        self.told_by = self._fleet.told_by
+        missing = Missing(self._jobs)
+        self._fleet = Fleet(self._jobs, missing)
+        self._submitters = Submitters(self._jobs, missing)
+        self.told_by = self._jobs.told_by
         self._handlers: dict[type, Callable[[Any], None]] = {
             e.Submitted: self._submitters.submitted,
             e.Explained: self._submitters.explained,

@@ -1,7 +1,7 @@
 """What submitters say: SUBMIT, GO, ATTACH, ACK, and that they are gone.
 
 A submitter whose connection ends may claim its job on another one; a job that was never assigned is dropped at once, any other after
-RECLAIM_SECONDS. Knows jobs.py and what of an agent's attempt goes on meanwhile (fleet.py). Does not know messages.
+RECLAIM_SECONDS. Knows jobs.py and what becomes of an attempt meanwhile (missing.py). Does not know messages.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
-from dwrap.distributor.fleet import Fleet
 from dwrap.distributor.job import Job
 from dwrap.distributor.jobs import MAX_JOBS, Jobs
+from dwrap.distributor.missing import Missing
 from dwrap.distributor.past import Epitaph
+from dwrap.distributor.placement import Agent
 
 RECLAIM_SECONDS: Final = 1.0
 _FULL: Final = f"the queue is full: {MAX_JOBS} jobs"
@@ -23,9 +24,9 @@ _UNKNOWN: Final = Epitaph("this distributor does not know whether it ran; look a
 class Submitters:
     """The submitters' side of the scheduler."""
 
-    def __init__(self, jobs: Jobs, fleet: Fleet) -> None:
+    def __init__(self, jobs: Jobs, missing: Missing) -> None:
         self._jobs = jobs
-        self._fleet = fleet
+        self._missing = missing
 
     def submitted(self, event: e.Submitted, attempt: int = 0, made: tuple[str, ...] = ()) -> None:
         """SUBMIT. `attempt`: the number that its last OFFER named, if it has had one; `made`: what is left of that."""
@@ -91,15 +92,14 @@ class Submitters:
         elif job.state is JobState.QUEUED:
             jobs.room.step_out(job)
         job.gone_at, job.homeless_since = jobs.now, None
-        jobs.timers.at(jobs.now + RECLAIM_SECONDS, self._fleet.unclaimed, job, job.gone_at)
+        jobs.timers.at(jobs.now + RECLAIM_SECONDS, self._missing.unclaimed, job, job.gone_at)
 
     def attached(self, event: e.Attached) -> None:
         """ATTACH, from a peer that has shown who it is."""
         jobs, name = self._jobs, event.spec.job
         job = jobs.by_id.get(name)
         epitaph = jobs.past.epitaph(name)
-        is_anothers = job is not None and job.uid not in (None, event.uid) and not (job.is_anyones and event.uid is None)
-        if is_anothers or (job is None and jobs.past.is_anothers(name, event.uid)):
+        if job.is_anothers(event.uid) if job is not None else jobs.past.is_anothers(name, event.uid):
             return jobs.act(e.Answer(event.peer, name, "REFUSED", "the job is another user's"))
         if job is not None:
             return self._claim(job, event)
@@ -112,12 +112,12 @@ class Submitters:
             jobs.past.exhume(name)
             return self.submitted(e.Submitted(event.peer, event.uid, event.spec), event.attempt, undo)
         if jobs.now < jobs.past.recover_until:
-            return self._claim(self._fleet.restore(name, event.attempt, event.uid), event)
+            return self._claim(self._missing.restore(name, event.attempt, event.uid), event)
         jobs.act(e.TellFailed(event.peer, name, *_UNKNOWN))
 
     def _claim(self, job: Job, event: e.Attached) -> None:
         jobs, is_assigned = self._jobs, job.state not in (JobState.QUEUED, JobState.OFFERED)
-        if is_assigned and event.attempt != job.attempt and not self._fleet.supersede(job, event.attempt):
+        if is_assigned and event.attempt != job.attempt and not self._missing.supersede(job, event.attempt):
             jobs.act(e.Unexpected("attach"))
             return jobs.act(e.Answer(event.peer, job.id, "REFUSED", f"its attempt is number {job.attempt}, not {event.attempt}"))
         jobs.bind(job, event.peer)
@@ -134,5 +134,10 @@ class Submitters:
         if job.agent is None:
             return
         if jobs.roster.by_peer.get(job.agent.peer) is not job.agent:
-            return self._fleet.await_result(job, job.agent)
-        self._fleet.attach(job, event.offsets)
+            return self._missing.await_result(job, job.agent)
+        self._attach(job, job.agent, event.offsets)
+
+    def _attach(self, job: Job, agent: Agent, offsets: tuple[tuple[str, int], ...]) -> None:
+        """The agent is to say again what the submitter misses; until it begins to, what it says has gaps."""
+        job.joining = True
+        self._jobs.act(e.ForwardAttach(agent.peer, job.id, job.attempt, offsets))

@@ -30,13 +30,12 @@ class Views:
         """A job has views as soon as its submitter or any agent has a network file system."""
         if not job.views and (job.spec.views or self._roster.with_views):
             job.views = True
-            job.burst_of = job.whose_build
-            job.burst = self._bursts.begin(job.burst_of, now)
+            job.burst = self._bursts.begin(job.whose_build, now)
 
     def settled(self, job: Job, now: float) -> None:
         """The job has come to its end."""
         if job.burst:
-            self._bursts.end(job.burst_of, now)
+            self._bursts.end(job.whose_build, now)
 
     def wrote(self, agent: Agent, entries: list[Entry]) -> None:
         """An agent tells what its jobs changed."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farm import DWRAP, Farm
+from farm import CONTROLLERS, DWRAP, Farm
 
 PROGRAMS = Path(DWRAP).parent
 
@@ -31,6 +31,20 @@ def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(PROGRAMS), str(venv_scripts()), os.environ["PATH"]]))
+
+
+@pytest.fixture
+def narrow() -> Iterator[Path]:
+    """A control group of little memory, of either version."""
+    parent, limit = (CONTROLLERS / "memory", "memory.limit_in_bytes") if (CONTROLLERS / "memory").is_dir() else (CONTROLLERS, "memory.max")
+    group = parent / f"dwrap-narrow-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text("30M")
+    except OSError as error:
+        pytest.skip(f"no memory limits to set here: {error}")
+    yield group
+    group.rmdir()
 
 
 def venv_scripts() -> Path:

@@ -25,6 +25,7 @@ from dwrap.protocol import messages
 
 READY_SECONDS = 20.0
 ANSWER_SECONDS = 10.0
+CONTROLLERS = Path("/sys/fs/cgroup")
 HERE = Path(__file__).resolve().parent.parent
 DWRAP = str(HERE / "build" / "bin" / "dwrap")
 

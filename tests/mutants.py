@@ -31,7 +31,7 @@ from simulation import run_seeds
 
 TESTS: Final = Path(__file__).parent
 CORES: Final = tuple(
-    [f"distributor/{name}.py" for name in ("fleet", "submitters", "jobs", "past", "ledger", "standing", "placement", "roster")]
+    [f"distributor/{name}.py" for name in ("fleet", "missing", "submitters", "jobs", "past", "ledger", "standing", "placement", "roster")]
     + [f"agent/{name}.py" for name in ("session", "attempt", "registration")]
 )
 TEST_FILES: Final = (

@@ -15,6 +15,7 @@ order at all, and the last words of an old one may come after the first of its s
 
 from __future__ import annotations
 
+import functools
 import gc
 import heapq
 import itertools
@@ -85,7 +86,7 @@ class World:
         self.offered_in: dict[str, int] = {}
         self._pending = jobs
         for number in range(jobs):
-            self.at(self.begins(), lambda number=number: self._begin(f"job-{number}"))  # type: ignore[misc]
+            self.at(self.begins(), functools.partial(self._begin, f"job-{number}"))
         for _ in range(faults):
             self.at(self.random.uniform(0, self.faults_end), self._fault)
 

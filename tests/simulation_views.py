@@ -224,7 +224,7 @@ class ViewsWorld(World):
         if not self.is_bursty:
             return
         plan = self.stories[name].plan
-        plan.steps = [(seconds / 5, *rest) for seconds, *rest in plan.steps]  # type: ignore[misc]
+        plan.steps = [(seconds / 5, what, value) for seconds, what, value in plan.steps]
 
     def reads(self, host: Server, job: str, cwd: str) -> None:
         """A job looks at some names, or all. Those near it have to be as new as it may rely on."""

@@ -86,6 +86,34 @@ def test_an_agent_that_has_no_room_leaves_what_its_job_made_to_the_next(desk: De
     assert (desk.one(e.Assign).peer, desk.one(e.Assign).undo) == (3 - holder, ("/srv/o",))
 
 
+@pytest.mark.parametrize("error", ["infrastructure", "lost"])
+@pytest.mark.parametrize(("facts", "undo"), [({"outputs": "exact"}, ("/srv/o",)), ({"outputs": ""}, ("/srv/lock", "/srv/o"))])
+def test_what_an_attempt_took_away_by_itself_is_not_removed_again(
+    desk: Desk, error: str, facts: dict[str, e.Fact], undo: tuple[str, ...]
+) -> None:
+    """A lock file may be another's by then. Only its runner can tell; an agent that has lost it cannot."""
+    desk.agent(1)
+    desk.agent(2)
+    holder = desk.run(50).peer
+    desk.do(e.Made(holder, "j50", 1, 1, ("/srv/lock",), "", True))
+    desk.finish(holder, "j50", 1, e.Outcome(None, error, "", facts, repeat=True, made=("/srv/o",)))
+    desk.go(50)
+    assert desk.one(e.Assign).undo == undo
+
+
+def test_nor_when_its_output_is_lost_after_its_end(desk: Desk) -> None:
+    desk.agent(1)
+    desk.run(50)
+    desk.do(e.Made(1, "j50", 1, 1, ("/srv/lock",), "", True))
+    desk.finish(1, "j50", 1, e.Outcome(0, facts={"outputs": "exact"}, repeat=True, made=("/srv/o",)))
+    attach(desk, 51, "j50")
+    desk.do(e.Joined(1, "j50", 1))
+    lost = e.Outcome(None, "lost", "its output was lost with the agent", {"outputs": "exact"}, repeat=True, made=("/srv/o",))
+    desk.finish(1, "j50", 1, lost)
+    desk.go(51, "j50")
+    assert desk.one(e.Assign).undo == ("/srv/o",)
+
+
 def test_a_job_killed_for_want_of_memory_that_nobody_measured_gets_a_machine_for_itself(desk: Desk) -> None:
     desk.agent(1, slots=2)
     desk.run(50)

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -204,7 +205,7 @@ class Chaos:
         job = self.scheduler.jobs.get(name)
         holder = job.agent.peer if job is not None and job.agent is not None and dice.random() < 0.8 else peer
         attempt = job.attempt if job is not None and dice.random() < 0.8 else dice.randint(1, 3)
-        makers = [
+        makers: list[Callable[[], e.Event]] = [
             lambda: e.Registered(peer, dice.choice((0, 0, USER)), self.agent()),
             lambda: e.Registered(peer, dice.choice((0, 0, USER)), self.agent()),
             *[lambda: e.Heartbeat(peer, self.scheduler.agents[peer].token if peer in self.scheduler.agents else "x", e.Load())] * 3,
@@ -221,7 +222,7 @@ class Chaos:
             lambda: e.DrainAsked("a1"),
             e.Tick,
         ]
-        return dice.choice(makers)()  # type: ignore[no-untyped-call,no-any-return]
+        return dice.choice(makers)()
 
     def held(self) -> tuple[e.Held, ...]:
         dice = self.dice

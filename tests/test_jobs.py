@@ -200,12 +200,17 @@ def test_an_older_attempt_than_its_agent_has_is_refused() -> None:
     assert desk.one(e.ForwardAttach).attempt == 2
 
 
-def test_two_jobs_of_one_name_do_not_share_a_clock(desk: Desk) -> None:
-    """The first one's wrapper was away for too long; when it comes back the job begins anew."""
+def lose_the_only_agent(desk: Desk) -> None:
+    """It had j50, which is homeless now."""
     desk.agent(1)
     desk.run(50)
     desk.do(e.Disconnected(1))
     desk.pass_time(13)
+
+
+def test_two_jobs_of_one_name_do_not_share_a_clock(desk: Desk) -> None:
+    """The first one's wrapper was away for too long; when it comes back the job begins anew."""
+    lose_the_only_agent(desk)
     desk.pass_time(1)
     leave(desk, 50)
     assert not desk.scheduler.jobs
@@ -218,10 +223,7 @@ def test_two_jobs_of_one_name_do_not_share_a_clock(desk: Desk) -> None:
 
 
 def test_who_was_away_when_there_was_no_agent_is_answered_all_the_same(desk: Desk) -> None:
-    desk.agent(1)
-    desk.run(50)
-    desk.do(e.Disconnected(1))
-    desk.pass_time(13)
+    lose_the_only_agent(desk)
     desk.pass_time(9.7)
     desk.do(e.Disconnected(50))
     desk.pass_time(0.6)

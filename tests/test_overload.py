@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farm import DWRAP, Farm, eventually
+from farm import CONTROLLERS, DWRAP, Farm, eventually
 from test_waiters import queued, spawn
 
 FULL = bool(os.environ.get("PROOF_FULL"))
 WAITERS = 2_000 if FULL else 200
 ROOT_ONLY = pytest.mark.skipif(os.getuid() != 0, reason="needs root: mounts, or control groups")
 SUSPENDED_SECONDS = 90.0
-CONTROLLERS = Path("/sys/fs/cgroup")
 
 
 def run(farm: Farm, cwd: Path, *argv: str) -> subprocess.CompletedProcess[bytes]:
@@ -137,20 +136,6 @@ def test_an_agent_without_processes(short_dir: Path, tmp_path: Path, few: Path) 
         is_suspended_for(farm, tmp_path, "Resource temporarily unavailable")
         (few / "pids.max").write_text("max")
         serves_again(farm, tmp_path)
-
-
-@pytest.fixture
-def narrow() -> Iterator[Path]:
-    """A control group of little memory, of either version."""
-    parent, limit = (CONTROLLERS / "memory", "memory.limit_in_bytes") if (CONTROLLERS / "memory").is_dir() else (CONTROLLERS, "memory.max")
-    group = parent / f"dwrap-narrow-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / limit).write_text("30M")
-    except OSError as error:
-        pytest.skip(f"no memory limits to set here: {error}")
-    yield group
-    group.rmdir()
 
 
 @ROOT_ONLY

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +98,11 @@ def test_nothing_is_let_go_on_after_the_lease(place: Bench) -> None:
     assert (end.text("error"), end.get("made"), (place.cwd / "new").exists()) == ("lost", None, False)
 
 
+def waits_for_an_answer(pid: int) -> bool:
+    """Whether the process is in a call that the runner has heard, or will."""
+    return Path(f"/proc/{pid}/wchan").read_text().startswith("seccomp_do_user_notif")
+
+
 def test_a_runner_that_was_frozen_answers_no_call_after_the_lease(place: Bench) -> None:
     """As when its machine was suspended. Its holder sleeps until it is to kill: the tree does not end before the call could be made."""
     job = place.start(sh(": >new; echo up; while :; do echo x >>new; done"), lease=100)
@@ -107,7 +111,7 @@ def test_a_runner_that_was_frozen_answers_no_call_after_the_lease(place: Bench) 
     assert place.runners
     for pid in (job.runner.pid, holder):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.1)
+    place.until(lambda: any(map(waits_for_an_answer, processes_with("echo up; while"))))
     place.runners.lease(boot_clock() - 1)
     size = (place.cwd / "new").stat().st_size
     os.kill(job.runner.pid, signal.SIGCONT)
@@ -451,21 +455,6 @@ def test_what_belongs_to_others_is_not_removed(place: Bench) -> None:
 
 
 # ---- memory
-
-
-@pytest.fixture
-def narrow() -> Iterator[Path]:
-    """A control group with little memory, of either version."""
-    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    parent, limit = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
-    group = parent / f"dwrap-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / limit).write_text("30M")
-    except OSError as error:
-        pytest.skip(f"no memory limits to set here: {error}")
-    yield group
-    group.rmdir()
 
 
 @ROOT_ONLY

@@ -26,7 +26,9 @@ from dwrap.distributor.job import Job
 from dwrap.distributor.jobs import Jobs
 from dwrap.distributor.journal import Journal
 from dwrap.distributor.ledger import Book
+from dwrap.distributor.missing import Missing
 from dwrap.distributor.past import Past
+from dwrap.distributor.submitters import Submitters
 from dwrap.protocol.manifest import Entry
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "1500"))
@@ -93,13 +95,13 @@ def lets_offers_stand(self: Jobs, job: Job, stamp: str) -> None:
     return None
 
 
-def takes_results_of_old_attempts(self: Fleet, peer: int, name: str, attempt: int) -> Job | None:
-    job = self._jobs.by_id.get(name)
+def takes_results_of_old_attempts(self: Jobs, peer: int, name: str, attempt: int) -> Job | None:
+    job = self.by_id.get(name)
     return job if job is not None and job.state is JobState.ASSIGNED and job.agent is not None else None
 
 
-def places_missing_jobs_at_once(self: Fleet, job: Job, agent: Any, reason: str) -> None:
-    self._jobs.again(job, reason, ())
+def places_missing_jobs_at_once(self: Missing, job: Job, agent: Any, reason: str) -> None:
+    self._jobs.again(job, reason)
 
 
 def believes_in_no_start(self: Past, job: str, epoch: int, go_at: float) -> bool:
@@ -133,12 +135,12 @@ def does_nothing(*_: object) -> None:
     return None
 
 
-def says_it_joined(self: Fleet, job: Job, offsets: Any) -> None:
-    original_attach(self, job, offsets)
+def says_it_joined(self: Submitters, job: Job, agent: Any, offsets: Any) -> None:
+    original_attach(self, job, agent, offsets)
     job.joining = False
 
 
-original_fail, original_made, original_attach = Jobs.fail, Fleet.made, Fleet.attach
+original_fail, original_made, original_attach = Jobs.fail, Fleet.made, Submitters._attach
 
 
 @pytest.mark.parametrize(
@@ -147,13 +149,13 @@ original_fail, original_made, original_attach = Jobs.fail, Fleet.made, Fleet.att
         (Jobs, "release", leaks_slots),
         (Jobs, "fail", calls_every_failure_safe),
         (Jobs, "_offer_due", lets_offers_stand),
-        (Fleet, "held_by", takes_results_of_old_attempts),
-        (Fleet, "_miss", places_missing_jobs_at_once),
+        (Jobs, "held_by", takes_results_of_old_attempts),
+        (Missing, "miss", places_missing_jobs_at_once),
         (Fleet, "made", forgets_what_was_made),
         (Fleet, "made", never_goes_beyond),
-        (Fleet, "unclaimed", does_nothing),
-        (Fleet, "attach", says_it_joined),
-        (Fleet, "_compare", does_nothing),
+        (Missing, "unclaimed", does_nothing),
+        (Submitters, "_attach", says_it_joined),
+        (Missing, "compare", does_nothing),
         (Past, "was_never_assigned", believes_in_no_start),
         (Book, "fold", writes_nothing_down),
         (Session, "_speaks_of", sends_results_unasked),

@@ -190,18 +190,18 @@ def test_a_probe_s_directory_counts(dwrap: Wrapper) -> None:
 
 def test_path_arguments(dwrap: Wrapper, tmp_path_factory: pytest.TempPathFactory) -> None:
     tree, other = dwrap.directory, tmp_path_factory.mktemp("other")
-    (tree / "work").mkdir()
+    (tree / "job").mkdir()
     (other / "inc" / "deep").mkdir(parents=True)
     (other / "src").mkdir()
     (other / "src" / "a.c").touch()
     (other / "args").touch()
     (tree / "away").symlink_to(other / "src")
     words = [
-        f"{other}/src/a.c", f"-I{other}/inc", f"-I{other}/inc/deep", f"@{other}/args", f"-o{tree}/new.o", f"{tree}/work/x",
+        f"{other}/src/a.c", f"-I{other}/inc", f"-I{other}/inc/deep", f"@{other}/args", f"-o{tree}/new.o", f"{tree}/job/x",
         "/usr/include", "-I/usr/../usr/include", "/no/such/thing", "/nothing", "relative/x", "--opt=/etc", f"{tree}/away/a.c", "/dev/null",
     ]
     with FakeDistributor(offer_then(result())) as d:
-        dwrap.run(d.address, "cmd", *words, cwd=tree / "work", env=FAIL)
+        dwrap.run(d.address, "cmd", *words, cwd=tree / "job", env=FAIL)
         paths = d.by_verb("SUBMIT")[0][1].texts("path")
     assert paths == (f"{other}/src", f"{other}/inc", str(other), str(tree))
 

@@ -19,14 +19,6 @@ static uint64_t hash_on(uint64_t hash, const char *data, size_t length)
     return hash;
 }
 
-/* Milliseconds of the clock that counts suspend, as leases do. */
-static int64_t boot_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_BOOTTIME, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 static void begin(struct attempt *a, const struct message *offer)
 {
     const char *epoch = fields_get(offer->fields, "epoch");

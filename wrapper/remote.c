@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coherence/remove.h"
 #include "wrapper/memory.h"
 
 enum {
@@ -73,7 +72,7 @@ static enum link_status run_to_end(const struct address *address, struct job *jo
         views_prepare(job, &connection);
     connection.quiet_ms = PING_AFTER_MS;
     signals_take(signals);
-    job->gone_ms = removal_now_ms();
+    job->first_go_ms = boot_ms();
     enum link_status status = go_send(&connection, job, stamp, &signals->inherited);
     if (status != LINK_FINE) {
         signals_restore(signals);

@@ -34,7 +34,7 @@ struct job {
     size_t seen_length;
     bool seen_known;
 
-    int64_t gone_ms; /* when its first GO was about to be sent, on the clock that counts suspend: nothing of it is older */
+    int64_t first_go_ms; /* when its first GO was about to be sent, on the clock that counts suspend: nothing of it is older */
 };
 
 /* A new id: each SUBMIT is a job of its own, because a distributor may not have noticed yet that the last one left. */

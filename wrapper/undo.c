@@ -42,7 +42,7 @@ const char *undo_names(struct fields fields, const struct job *job, const char *
     while (count < DWRAP_MAX_FIELDS && fields_next(&fields, &one))
         if (field_is(&one, "undo"))
             names[count++] = one.value;
-    const struct removal limits = { .root = "", .devices = devices, .device_count = find_devices(job, devices), .since_ms = job->gone_ms };
+    const struct removal limits = { .root = "", .devices = devices, .device_count = find_devices(job, devices), .since_ms = job->first_go_ms };
     while (count > 0)
         if ((*why = remove_made(names[--count], &limits)))
             return names[count];

@@ -92,7 +92,7 @@ def belated() -> None:
         job: Future[subprocess.CompletedProcess[str]] = pool.submit(farm.job, "", sys.executable, "-c", WRITER, PAUSE, DWRAP_REMOTE="1")
         first = eventually(lambda: holder(farm), HOW_LONG, "an agent has the job")
         eventually(lambda: size(disk / "mapped"), HOW_LONG, "it has begun to write")
-        time.sleep(1)  # some of it is written, some of it is not
+        eventually(lambda: size(disk / "written") >= PIECE * PIECES // 4, HOW_LONG, "some of it is written, some of it is not")
         cut = time.monotonic()
         with cut_off(first):
             second = eventually(lambda: holder(farm) not in ("", first) and holder(farm), HOW_LONG, "another agent has the job")
