@@ -108,7 +108,8 @@ def test_output_that_is_no_longer_there_makes_the_result_a_lost_one() -> None:
     session.handle(said(b"x" * 10), 0)
     session.handle(attach(stdout=10), 0)
     assert e.Tell(KEY, e.Kind.KILL, 0, 1) in session.handle(attach(stdout=9), 0), "nobody can make anything of the rest"
-    outcome = messages.encode_fields([("status", 0), ("repeat", 1), ("made", "/srv/a"), ("made", "/srv/b"), ("stdout_bytes", 10), ("outputs", "exact")])
+    facts = [("status", 0), ("repeat", 1), ("made", "/srv/a"), ("made", "/srv/b"), ("stdout_bytes", 10), ("outputs", "exact")]
+    outcome = messages.encode_fields(facts)
     [(verb, fields)] = sent(session.handle(e.RunnerSaid(KEY, e.Kind.ENDED, 0, 0, outcome), 1))
     assert (verb, fields.text("error"), fields.flag("repeat"), fields.texts("made")) == ("RESULT", "lost", True, ("/srv/a", "/srv/b"))
     assert fields.text("outputs") == "exact", "what it made is the runner's own word"
