@@ -1,5 +1,5 @@
 /* The system calls by which a command changes names, opens for writing or runs a program: their numbers, and where each finds its paths.
- * Data only, the one place for it; trace.c makes the filter from it and reads the arguments by it. */
+ * Data only, the one place for it; filter.c makes the filter from it, trace.c reads the arguments by it. */
 #include "agent/calls.h"
 
 #define CWD (-1)

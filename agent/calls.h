@@ -2,6 +2,7 @@
 #ifndef DWRAP_CALLS_H
 #define DWRAP_CALLS_H
 
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -9,6 +10,8 @@
 enum { ABI_X86_64, ABI_I386, ABI_AARCH64, ABIS };
 
 enum { NAMES_PER_CALL = 2 };
+
+#define OPENS_TO_WRITE (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY))
 
 enum watch {
     WATCH,          /* always */
@@ -53,5 +56,12 @@ struct call {
 
 extern const struct call calls[];
 extern const size_t call_count;
+
+/* ---- filter.c ---- */
+
+struct seccomp_data;
+
+/* Which call was stopped; NULL: none of the table. */
+const struct call *filter_call_of(const struct seccomp_data *data);
 
 #endif

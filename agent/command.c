@@ -106,7 +106,7 @@ union passed { /* one descriptor as the kernel lays it out */
 static bool be_heard(const struct spec *spec, int report_fd)
 {
     struct failure word = {.stage = STAGE_HEARD};
-    int listener = spec->unheard ? -1 : trace_install();
+    int listener = spec->unheard ? -1 : filter_install();
     union passed passed = {0};
     struct iovec part = {&word, sizeof word};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};

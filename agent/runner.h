@@ -367,6 +367,11 @@ bool repeat_has_made(const struct repeat *repeat, size_t number);
 /* Is it no name of a tree at all: a device, a process, or in the private TMPDIR? */
 bool path_is_private(const char *path, const char *scratch);
 
+/* ---- filter.c: stopping the calls that do so ---- */
+
+/* In the child that becomes the command, last of all: the listener's descriptor, or -1 with errno. */
+int filter_install(void);
+
 /* ---- trace.c: hearing what the tree writes ---- */
 
 struct trace {
@@ -383,8 +388,6 @@ struct trace {
     size_t waiting_count, waiting_room;
 };
 
-/* In the child that becomes the command, last of all: the listener's descriptor, or -1 with errno. */
-int trace_install(void);
 void trace_start(struct trace *trace, int listener);
 /* Hears one call, and lets it go on unless it has to wait. False when there is nothing left to hear. */
 bool trace_hear(struct trace *trace, const struct spec *spec);

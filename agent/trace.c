@@ -1,4 +1,4 @@
-/* What the command's tree writes and runs, heard from the kernel: a seccomp filter stops the calls of calls.c until the runner, which
+/* What the command's tree writes and runs, heard from the kernel: a seccomp filter (filter.c) stops calls until the runner, which
  * holds the filter's listener, has read their paths; then they go on as if nothing had been, those that are news to repeat.c once
  * that has been told. Whatever runs is heard: children, static programs, threads. It records and forbids nothing: a command that
  * means to hide can. What cannot be heard is said in `why`. Does not know what the record is for.
@@ -11,8 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/openat2.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -26,99 +24,6 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-#ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-#define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
-#endif
-#define X32_BIT 0x40000000u
-#define WRITER_FLAGS (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY))
-#define MAX_FILTER 1024
-
-#if defined __x86_64__
-static const struct { int abi; uint32_t arch; } heard[] = {{ABI_X86_64, AUDIT_ARCH_X86_64}, {ABI_I386, AUDIT_ARCH_I386}};
-#define HEARD 2
-#elif defined __aarch64__
-static const struct { int abi; uint32_t arch; } heard[] = {{ABI_AARCH64, AUDIT_ARCH_AARCH64}};
-#define HEARD 1
-#else
-static const struct { int abi; uint32_t arch; } heard[1];
-#define HEARD 0
-#endif
-
-/* ---- in the child that becomes the command ---- */
-
-struct program {
-    struct sock_filter code[MAX_FILTER];
-    unsigned short size;
-};
-
-static void emit(struct program *p, uint16_t code, uint32_t k, uint8_t when_true, uint8_t when_false)
-{
-    if (p->size < MAX_FILTER)
-        p->code[p->size++] = (struct sock_filter){code, when_true, when_false, k};
-}
-
-static void emit_answer(struct program *p, uint32_t answer) { emit(p, BPF_RET | BPF_K, answer, 0, 0); }
-
-/* Skips what follows, `count` instructions long, unless the number loaded is this one. */
-static void emit_only_for(struct program *p, int number, uint8_t count) { emit(p, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)number, 0, count); }
-
-static void emit_flags(struct program *p, const struct call *call, uint32_t any_of)
-{
-    emit(p, BPF_LD | BPF_W | BPF_ABS, (uint32_t)offsetof(struct seccomp_data, args[call->flags]), 0, 0); /* little endian */
-    emit(p, BPF_JMP | BPF_JSET | BPF_K, any_of, 0, 1);
-    emit_answer(p, SECCOMP_RET_USER_NOTIF);
-    emit_answer(p, SECCOMP_RET_ALLOW);
-}
-
-static void emit_call(struct program *p, const struct call *call, int number)
-{
-    bool flags = call->watch == WATCH_WRITERS || call->watch == WATCH_LISTENER;
-    emit_only_for(p, number, flags ? 4 : 1);
-    if (flags)
-        emit_flags(p, call, call->watch == WATCH_WRITERS ? WRITER_FLAGS : SECCOMP_FILTER_FLAG_NEW_LISTENER);
-    else
-        emit_answer(p, call->watch == REFUSE ? SECCOMP_RET_ERRNO | ENOSYS : SECCOMP_RET_USER_NOTIF);
-}
-
-/* One block for each kind of program. Since Linux 5.11 the kernel keeps the numbers that are always allowed in a bitmap, so that
- * read and write do not even run this; before, they pass some 50 comparisons (0.1 us). */
-static void build(struct program *p)
-{
-    for (int a = 0; a < HEARD; a++) {
-        emit(p, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch), 0, 0);
-        emit(p, BPF_JMP | BPF_JEQ | BPF_K, heard[a].arch, 1, 0);
-        unsigned short skip = p->size;
-        emit(p, BPF_JMP | BPF_JA, 0, 0, 0);
-        emit(p, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr), 0, 0);
-        if (heard[a].abi == ABI_X86_64)
-            emit(p, BPF_ALU | BPF_AND | BPF_K, ~X32_BIT, 0, 0);
-        for (size_t i = 0; i < call_count; i++)
-            if (calls[i].number[heard[a].abi] >= 0)
-                emit_call(p, &calls[i], calls[i].number[heard[a].abi]);
-        emit_answer(p, SECCOMP_RET_ALLOW);
-        p->code[skip].k = (uint32_t)(p->size - skip - 1);
-    }
-    emit_answer(p, SECCOMP_RET_ALLOW);
-}
-
-int trace_install(void)
-{
-    static struct program program;
-    build(&program);
-    struct sock_fprog filter = {program.size, program.code};
-    if (HEARD == 0 || program.size == MAX_FILTER) {
-        errno = ENOSYS;
-        return -1;
-    }
-    unsigned long flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    long fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &filter);
-    if (fd < 0 && errno == EINVAL) /* before Linux 5.19 a signal makes the call start over: we hear it twice */
-        fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
-    return (int)fd;
-}
-
-/* ---- in the runner ---- */
 
 /* An answer takes some 6 us; SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP was tried and gains nothing that could be measured. */
 void trace_start(struct trace *trace, int listener)
@@ -310,7 +215,7 @@ static uint64_t open_flags(const struct stop *stop, enum effect effect)
         how.flags = argument(stop, stop->call->flags);
     else if (peek(stop, argument(stop, 2), &how, size) != size)
         return 0;
-    if (how.flags & WRITER_FLAGS && how.resolve & RESOLVE_IN_ROOT)
+    if (how.flags & OPENS_TO_WRITE && how.resolve & RESOLVE_IN_ROOT)
         trace_doubt(stop->trace, "it opened a name below a root of its own");
     return (how.flags & O_TMPFILE) == O_TMPFILE || how.flags & O_PATH ? 0 : how.flags;
 }
@@ -466,21 +371,6 @@ static void hear_call(const struct stop *stop)
     }
 }
 
-static const struct call *find_call(const struct seccomp_data *data)
-{
-    int abi = -1;
-    uint32_t number = (uint32_t)data->nr;
-    for (int a = 0; a < HEARD; a++)
-        if (heard[a].arch == data->arch)
-            abi = heard[a].abi;
-    if (abi == ABI_X86_64)
-        number &= ~X32_BIT;
-    for (size_t i = 0; abi >= 0 && i < call_count; i++)
-        if (calls[i].number[abi] >= 0 && (uint32_t)calls[i].number[abi] == number)
-            return &calls[i];
-    return NULL;
-}
-
 /* The kernel's structures may be longer than those this was compiled with. */
 union notice {
     struct seccomp_notif notice;
@@ -527,7 +417,7 @@ static void let_wait(struct trace *trace, const struct seccomp_notif *notice, ui
  * somebody else, or by a process of the same tree. */
 static uint64_t look_again(struct trace *trace, const struct spec *spec, const struct waiting *waiting)
 {
-    const struct stop stop = {trace, spec, &waiting->notice, find_call(&waiting->notice.data)};
+    const struct stop stop = {trace, spec, &waiting->notice, filter_call_of(&waiting->notice.data)};
     trace->repeat.again = true;
     if (stop.call && !trace->repeat.beyond[0])
         hear_call(&stop);
@@ -558,7 +448,7 @@ bool trace_hear(struct trace *trace, const struct spec *spec)
     memset(&in, 0, sizeof in);
     if (ioctl(trace->listener, SECCOMP_IOCTL_NOTIF_RECV, &in) != 0)
         return errno == ENOENT || errno == EINTR; /* it was killed, or a signal has made it start over */
-    struct stop stop = {trace, spec, &in.notice, find_call(&in.notice.data)};
+    struct stop stop = {trace, spec, &in.notice, filter_call_of(&in.notice.data)};
     if (in.notice.pid == 0)
         trace_doubt(trace, "a process that the agent cannot see wrote files");
     if (stop.call)
