@@ -43,8 +43,8 @@ demo: setup
 	  ninja -C $(DEMO) -j$$(dwrapctl slots); \
 	  ctest --test-dir $(DEMO) -j$$(dwrapctl slots) --output-on-failure'
 
-# Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases do.
-FAULTS := tests/test_chaos.py tests/test_cuts.py tests/test_in_place.py tests/test_scale.py tests/test_runner_hangs.py
+# Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases and patience do.
+FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs)
 # Those that boot labs of several hosts.
 LABS := tests/test_nfs.py tests/test_doctor_nfs.py
 
