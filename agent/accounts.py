@@ -1,17 +1,19 @@
-"""Whom a job may run as here: this machine's own user database against what a submitter claims.
+"""Whom a job may run as here: this machine's own user database, and what the submitter's key gives, against what a submitter claims.
 
 Knows users and groups. Does not know how a process takes an identity on, nor who proved which uid: that is the distributor's word.
+Uid 0 and gid 0 are the operator's to give, by `--allow-root`; no claim, no entry of the database and no key gives them otherwise.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 CACHE_SECONDS: Final = 10.0
+MAX_ID: Final = 2**32 - 2  # above it is what the kernel takes for "as before"
 
 
 class Refusal(Exception):
@@ -38,6 +40,7 @@ class Identity:
     gid: int
     groups: tuple[int, ...]
     become: bool
+    dropped: tuple[int, ...] = ()  # groups that were claimed and that it does not get
 
 
 def look_up(uid: int) -> Account | None:
@@ -63,21 +66,51 @@ class Accounts:
         self._database = database
         self._cache: dict[int, tuple[float, Account | None]] = {}
 
-    def identity(self, uid: int, claimed_gid: int | None, claimed_groups: Sequence[int], now: float) -> Identity:
-        """The identity for a job of `uid`: the claimed groups that the database gives too. Raises Refusal, Shortage."""
+    def identity(
+        self, uid: int, claimed_gid: int | None, claimed_groups: Sequence[int], now: float, given: Sequence[int] = ()
+    ) -> Identity:
+        """The identity for a job of `uid`: the claimed groups that the database gives too, or the submitter's key (`given`).
+        Raises Refusal, Shortage.
+        """
+        if uid > MAX_ID:
+            raise Refusal(f"{uid} is no user's id; the highest is {MAX_ID}")
         if uid == 0 and not self._allow_root:
             raise Refusal("root's jobs do not run here; the agent was started without --allow-root")
         if self._own_uid != 0:
-            if uid != self._own_uid:
-                raise Refusal(f"the agent runs as uid {self._own_uid} and cannot run jobs of uid {uid}")
-            return Identity(uid, os.getegid(), tuple(os.getgroups()), become=False)
+            return self._own(uid, claimed_gid, claimed_groups)
         account = self._account(uid, now)
-        if account is None:
-            raise Refusal(f"uid {uid} is unknown on this agent; add the user to its database")
-        gid = account.gid if claimed_gid is None else claimed_gid
-        if gid != account.gid and gid not in account.groups:
-            raise Refusal(f"uid {uid} does not belong to group {gid} on this agent")
-        return Identity(uid, gid, tuple(sorted(account.groups.intersection(claimed_groups))), become=True)
+        gid = self._primary(uid, claimed_gid, account, given)
+        allowed = self._permitted({*given, *(account.groups if account else ())})
+        claimed = set(claimed_groups)
+        return Identity(uid, gid, tuple(sorted(claimed & allowed)), become=True, dropped=tuple(sorted(claimed - allowed - {gid})))
+
+    def _own(self, uid: int, claimed_gid: int | None, claimed_groups: Sequence[int]) -> Identity:
+        """Without rights nothing can be taken on or laid down: what the agent was started with is its operator's doing, group 0 too."""
+        if uid != self._own_uid:
+            raise Refusal(f"the agent runs as uid {self._own_uid} and cannot run jobs of uid {uid}")
+        gid, groups = os.getegid(), tuple(os.getgroups())
+        claimed = {*claimed_groups, *(() if claimed_gid is None else (claimed_gid,))}
+        return Identity(uid, gid, groups, become=False, dropped=tuple(sorted(claimed - {gid, *groups})))
+
+    def _primary(self, uid: int, claimed: int | None, account: Account | None, given: Sequence[int]) -> int:
+        """The primary group. Raises Refusal."""
+        has = {*given, *((account.gid, *account.groups) if account else ())}
+        gid = claimed
+        if gid is None and has:
+            gid = account.gid if account else given[0]
+        if account is None and gid not in has:
+            raise Refusal(
+                f"uid {uid} is unknown on this agent; add the user to its database, "
+                f"or give the key group={'GID' if gid is None else gid} in the distributor's authorized_keys"
+            )
+        if gid is None or gid not in has:
+            raise Refusal(f"uid {uid} does not belong to group {gid} on this agent, and its key does not give it that group")
+        if not self._permitted((gid,)):
+            raise Refusal(f"uid {uid} may not have group {gid} here; the agent was started without --allow-root")
+        return gid
+
+    def _permitted(self, groups: Collection[int]) -> set[int]:
+        return {group for group in groups if group <= MAX_ID and (group != 0 or self._allow_root)}
 
     def _account(self, uid: int, now: float) -> Account | None:
         known = self._cache.get(uid)

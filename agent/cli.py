@@ -50,6 +50,10 @@ log = logging.getLogger("dwrap.agent")
 )
 @click.option("--accept-flaws", is_flag=True, help="Serve even from mounts that are known to give wrong bytes.")
 @click.option("--tree", type=click.Choice(["auto", "pidns", "subreaper"]), default="auto", help="How the processes of a job are held.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=environment.most_processes, metavar="N",
+    help="Most processes and threads of one user, all of its jobs together. [default: 8192, or a quarter of what the kernel allows]",
+)
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where temporary directories are made. [default: TMPDIR]")
 @click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
 @click.version_option(package_name="dwrap", prog_name="dwrap-agent")
@@ -63,6 +67,7 @@ def main(
     views: str,
     accept_flaws: bool,
     tree: str,
+    processes: int,
     work: Path | None,
     insecure: bool,
 ) -> None:
@@ -85,7 +90,7 @@ def main(
             session = Session(replace(known, incarnation=workplace.incarnation(folder)))
             former = Former(work, agent, folder)
             workplace.become_subreaper()
-            runners = Runners(program, folder, checked_roots, tree)
+            runners = Runners(program, folder, checked_roots, tree, processes)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
             with _systemd():

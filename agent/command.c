@@ -23,6 +23,20 @@ static bool take_identity(const struct spec *spec)
            setresuid(spec->uid, spec->uid, spec->uid) == 0;
 }
 
+/* So that no user takes the room for processes that the agent and others need. It comes after the identity: where it is used up already
+ * the command is started all the same, and meets the limit itself. Root has none. */
+static void take_room(const struct spec *spec)
+{
+    struct rlimit room;
+    if (spec->processes == 0 || getuid() == 0 || getrlimit(RLIMIT_NPROC, &room) != 0)
+        return;
+    if (room.rlim_max > spec->processes)
+        room.rlim_max = spec->processes;
+    if (room.rlim_cur > room.rlim_max)
+        room.rlim_cur = room.rlim_max;
+    setrlimit(RLIMIT_NPROC, &room);
+}
+
 /* Limits are lowered, never raised above what this agent has itself: a claim gains nothing. */
 static void take_limits(const struct spec *spec)
 {
@@ -151,6 +165,7 @@ _Noreturn void command_become(const struct spec *spec, const int stdio[3], int r
         fail(report_fd, STAGE_SETUP, "setuid");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         fail(report_fd, STAGE_SETUP, "no_new_privs");
+    take_room(spec);
     take_limits(spec);
     take_nice(spec);
     if (spec->umask >= 0)

@@ -12,6 +12,13 @@ from typing import Final
 
 _OS_RELEASE: Final = ("/etc/os-release", "/usr/lib/os-release")
 _CPU_QUOTA: Final = "/sys/fs/cgroup/cpu.max"
+MOST_PROCESSES: Final = 8192
+_PROCESS_LIMITS: Final = (
+    "/proc/sys/kernel/threads-max",
+    "/proc/sys/kernel/pid_max",
+    "/sys/fs/cgroup/pids.max",  # of a container; also in the older layout
+    "/sys/fs/cgroup/pids/pids.max",
+)
 
 
 def identity_line(os_release: str | None = None) -> str:
@@ -41,6 +48,19 @@ def processors() -> int:
     except (OSError, ValueError):
         pass
     return available
+
+
+def most_processes() -> int:
+    """How many processes and threads one user's jobs may have: so many that a build never comes near, and no more than leave the agent
+    and others room.
+    """
+    most = MOST_PROCESSES
+    for file in _PROCESS_LIMITS:
+        try:
+            most = min(most, max(1, int(Path(file).read_text(encoding="ascii")) // 4))
+        except (OSError, ValueError):  # the kernel was built without it, or there is no limit
+            continue
+    return most
 
 
 def check_root(text: str) -> str:

@@ -234,8 +234,8 @@ class Link:
         try:
             claims = messages.decode_fields(start.claims)
             gid = claims.number("gid") if claims.get("gid") is not None else None
-            groups = [int(group) for group in claims.all("group") if group.isdigit() and len(group) <= _GID_DIGITS]
-            identity = self._accounts.identity(start.fields.number("uid"), gid, groups, self._clock())
+            given = _groups(start.fields)  # the distributor's word, unlike the claims
+            identity = self._accounts.identity(start.fields.number("uid"), gid, _groups(claims), self._clock(), given)
             runner = self._runners.start(start, identity)
         except (Refusal, Shortage, StartError, messages.ProtocolError) as error:
             is_ours = isinstance(error, (Shortage, StartError))
@@ -263,3 +263,8 @@ class Link:
         self._context.destroy(linger=200)
         self._wake.close()
         self._signals.close()
+
+
+def _groups(fields: messages.Fields) -> list[int]:
+    """Those that can be groups."""
+    return [int(group) for group in fields.all("group") if group.isdigit() and len(group) <= _GID_DIGITS]

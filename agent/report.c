@@ -108,6 +108,8 @@ void report_write(struct report *report, struct run *run, const struct outputs *
     add(report, "system_ms=%ld", milliseconds(run->usage.ru_stime));
     add(report, "max_rss_bytes=%lld", (long long)run->usage.ru_maxrss * 1024);
     add(report, "tree=%s", run->spec.namespaces ? "pidns" : "subreaper");
+    if (run->spec.groups_dropped)
+        add(report, "groups_dropped=%s", run->spec.groups_dropped);
     add_coherence(run, report, outputs);
     add_repeat(run, report);
 }

@@ -73,6 +73,8 @@ struct spec {
     uid_t uid;
     gid_t gid, *groups;
     size_t group_count;
+    const char *groups_dropped; /* those that were claimed and are not had, for the report; or NULL */
+    uint64_t processes; /* how many its user may have, all jobs together; 0: as many as the agent's */
     bool become;       /* take on uid, gid and groups */
     bool has_gid, spoilt; /* checked by spec_read */
     bool namespaces;   /* hold the tree in a PID namespace; else by reaping */

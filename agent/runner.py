@@ -20,7 +20,7 @@ import sys
 import sysconfig
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -41,6 +41,7 @@ _CONTROL_FD: Final = 3
 _LEASE_FD: Final = 5
 _RUNS_FD: Final = 6
 RECORD: Final = struct.Struct("=III")  # of an attempt: the user, the length of RESULT's fields, the length of the entries (runfile.c)
+_MOST_DROPPED: Final = 64  # groups that are told
 _COUNT_SECONDS: Final = 1.0
 _START_SECONDS: Final = 5.0  # a fork takes a fraction of a millisecond
 _KILL_SECONDS: Final = 5.0  # in which a runner says that it ends its job
@@ -228,9 +229,10 @@ class Lease:
 class Runners:
     """All runners of this agent. `work`/runs holds a record of each attempt, and is locked while anything of one lives."""
 
-    def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str) -> None:
+    def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str, processes: int = 0) -> None:
+        """`processes`: how many one user may have, all of its jobs together; 0: as many as this process may."""
         self._program = os.fspath(program)
-        self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree)]
+        self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree), ("processes", processes)]
         self._fixed += [("root", root) for root in roots]
         self._unreaped: set[int] = set()
         self._starter: Starter | None = None
@@ -304,6 +306,8 @@ class Runners:
         own += [(word, path) for word in ("path", "undo") for path in start.fields.all(word)]
         wanted = (("views", start.views), ("refresh", start.refresh), ("memory_retry", start.fields.flag("memory_retry")))
         own += [(word, 1) for word, is_wanted in wanted if is_wanted]
+        if identity.dropped:
+            own.append(("groups_dropped", _shortened(identity.dropped)))
         if identity.become:
             own += [("uid", identity.uid), ("gid", identity.gid), *(("group", group) for group in identity.groups)]
         sections = [messages.encode_fields(own), start.claims, start.argv, start.env, start.seen, start.journal]
@@ -355,6 +359,11 @@ class Runners:
     def pids(self) -> frozenset[int]:
         """The processes that lead the sessions of running jobs."""
         return frozenset(self._unreaped)
+
+
+def _shortened(groups: Sequence[int]) -> str:
+    rest = ["…"] if len(groups) > _MOST_DROPPED else []
+    return ",".join([*map(str, groups[:_MOST_DROPPED]), *rest])
 
 
 def _children(pid: int | str) -> Iterable[int]:

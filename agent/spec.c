@@ -33,6 +33,8 @@ static void add_path(struct spec *s, const char *v) { s->paths[s->path_count++] 
 static void add_undo(struct spec *s, const char *v) { s->undo[s->undo_count++] = v; }
 static void set_run(struct spec *s, const char *v) { s->run = v; }
 static void set_memory_retry(struct spec *s, const char *v) { s->memory_retry = strcmp(v, "1") == 0; }
+static void set_groups_dropped(struct spec *s, const char *v) { s->groups_dropped = v; }
+static void set_processes(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->processes); }
 static void set_oom(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->oom); }
 static void set_tree(struct spec *s, const char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
 static void set_views(struct spec *s, const char *v) { s->views = strcmp(v, "1") == 0; }
@@ -95,7 +97,8 @@ static const struct setter agents_word[] = {
     {"job", set_job}, {"cwd", set_cwd}, {"work", set_work}, {"uid", set_uid}, {"gid", set_gid}, {"group", add_group},
     {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"views", set_views},
     {"refresh", set_refresh}, {"env", set_variable}, {"run", set_run}, {"oom", set_oom},
-    {"memory_retry", set_memory_retry}, {"undo", add_undo}, {NULL, NULL}};
+    {"memory_retry", set_memory_retry}, {"undo", add_undo}, {"groups_dropped", set_groups_dropped}, {"processes", set_processes},
+    {NULL, NULL}};
 
 static const struct setter claims[] = {
     {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},

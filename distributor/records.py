@@ -111,6 +111,7 @@ class History:
             "escaped": 0,
             "escaped_path": "",
             "revalidate_ms": None,
+            "groups_dropped": "",
         }
         self._jobs[record.job] = entry
         self._jobs.move_to_end(record.job)
@@ -147,6 +148,9 @@ def explain(entry: Entry) -> list[str]:
         lines.append(f"wait status {status}" if status is not None else f"it could not be started: {entry['error']}: {entry['reason']}")
     lines.append(f"job {entry['job']}, attempt {entry['attempt']}, uid {entry['uid']}, build {entry['build']}")
     lines.append(f"in {entry['cwd']} on {entry['host'] or 'an unnamed host'}")
+    if entry["groups_dropped"]:
+        groups = entry["groups_dropped"].replace(",", " ")
+        lines.append(f"groups {groups} were dropped: neither the agent's database nor the key gives them")
     if entry["losses"]:
         lines.append(f"{entry['losses']} attempts before the last were lost and it ran again; why: {entry['lost_why']}")
     if entry["beyond"]:

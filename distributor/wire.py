@@ -40,7 +40,7 @@ _NUMBERS: Final = (
     "reran",
     "escaped",
 )
-_TEXTS: Final = ("outputs_why", "escaped_path")
+_TEXTS: Final = ("outputs_why", "escaped_path", "groups_dropped")
 _ERRORS: Final = frozenset({"not_found", "not_executable", "cwd", "infrastructure", "lost"})
 _OFFSETS: Final = ("stdout", "stderr", "stdout_limit", "stderr_limit")
 

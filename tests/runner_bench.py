@@ -154,6 +154,7 @@ class Bench:
         self.cwd.mkdir()
         self.tree = tree
         self.roots: tuple[str, ...] = ("/nonexistent-root",)
+        self.processes = 0
         self.runners: Runners | None = None
         self.jobs: list[Job] = []
 
@@ -177,7 +178,7 @@ class Bench:
         seen: bytes = b"",
         journal: bytes = b"",
     ) -> Job:
-        self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree)
+        self.runners = self.runners or Runners(self.program, self.work, self.roots, self.tree, self.processes)
         if lease is not None:
             self.runners.lease(boot_clock() + lease)
         lists = [*(("path", path) for path in paths), *(("undo", os.fspath(path)) for path in undo), ("memory_retry", int(memory_retry))]

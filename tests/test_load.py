@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dwrap.agent import environment
-from dwrap.agent.accounts import Account, Accounts, Refusal
+from dwrap.agent.accounts import Account, Accounts, Identity, Refusal
 from dwrap.agent.load import Load, busy_seconds, pressure, session_seconds
 
 
@@ -67,32 +67,78 @@ def test_roots_and_labels_are_checked(tmp_path: Path) -> None:
 DATABASE = {1000: Account(1000, frozenset([1000, 20, 44]))}
 
 
-def test_groups_are_those_claimed_that_the_database_gives_too() -> None:
-    accounts = Accounts(0, allow_root=False, database=DATABASE.get)
-    assert accounts.identity(1000, None, [0, 20, 27], 0).groups == (20,)
-    assert accounts.identity(1000, 44, [], 0).gid == 44
-    assert accounts.identity(1000, None, [], 0).become
+ROOT_GROUP = {**DATABASE, 1001: Account(0, frozenset([0, 20])), 0: Account(0, frozenset([0, 1]))}
+GIVEN = [70, 71]
 
 
 @pytest.mark.parametrize(
-    ("own", "allow_root", "uid", "gid", "reason"),
+    ("uid", "claimed_gid", "claimed", "given", "allow_root", "gid", "groups", "dropped"),
     [
-        (0, False, 0, None, "--allow-root"),
-        (0, True, 1234, None, "unknown"),
-        (0, False, 1000, 0, "group 0"),
-        (500, False, 1000, None, "uid 500"),
-        (500, True, 0, None, "uid 500"),
+        (1000, None, [0, 20, 27], [], False, 1000, [20], [0, 27]),
+        (1000, 44, [], [], False, 44, [], []),
+        (1000, 1000, [44, 1000, 44, 20], [], False, 1000, [20, 44, 1000], []),
+        (1000, 70, [71, 72, 20], GIVEN, False, 70, [20, 71], [72]),
+        (1000, None, [70], GIVEN, False, 1000, [70], []),
+        (1234, 71, [70, 71, 20], GIVEN, False, 71, [70, 71], [20]),
+        (1234, None, [], GIVEN, False, 70, [], []),
+        (1000, None, [0], [0], False, 1000, [], [0]),
+        (1000, None, [0], [0], True, 1000, [0], []),
+        (1000, 0, [], [0], True, 0, [], []),
+        (1001, 20, [0, 20], [], False, 20, [20], [0]),
+        (1001, None, [0, 20], [], True, 0, [0, 20], []),
+        (0, 0, [0, 1, 9], [], True, 0, [0, 1], [9]),
+        (1000, None, [2**32 - 1, 2**40], [2**32 - 1, 2**40], True, 1000, [], [2**32 - 1, 2**40]),
     ],
 )
-def test_jobs_that_may_not_run(own: int, allow_root: bool, uid: int, gid: int | None, reason: str) -> None:
+def test_groups_are_those_claimed_that_the_database_or_the_key_gives_too(
+    uid: int, claimed_gid: int | None, claimed: list[int], given: list[int], allow_root: bool, gid: int, groups: list[int],
+    dropped: list[int],
+) -> None:  # fmt: skip
+    identity = Accounts(0, allow_root, ROOT_GROUP.get).identity(uid, claimed_gid, claimed, 0, given)
+    assert identity == Identity(uid, gid, tuple(groups), True, tuple(dropped))
+
+
+@pytest.mark.parametrize(
+    ("own", "allow_root", "uid", "gid", "given", "reason"),
+    [
+        (0, False, 0, None, [], "--allow-root"),
+        (0, False, 0, 70, [0, 70], "root's jobs do not run here"),
+        (0, True, 1234, None, [], "1234 is unknown .* its database, or give the key group=GID in the distributor's authorized_keys"),
+        (0, True, 1234, 20, GIVEN, "1234 is unknown .* give the key group=20 in"),
+        (0, False, 1000, 0, [], "group 0"),
+        (0, True, 1000, 0, [], "group 0"),
+        (0, False, 1000, 0, [0], "group 0 here; the agent was started without --allow-root"),
+        (0, False, 1234, None, [0], "group 0 here"),
+        (0, False, 1001, None, [], "group 0 here"),
+        (0, False, 1000, 72, GIVEN, "does not belong to group 72 on this agent, and its key does not"),
+        (0, True, 1000, 2**32 - 1, [2**32 - 1], "may not have group 4294967295"),
+        (0, True, 2**32 - 1, None, [70], "no user's id"),
+        (0, True, 2**32, None, [70], "no user's id"),
+        (0, True, 10**17, None, [70], "no user's id"),
+        (500, False, 1000, None, [], "uid 500"),
+        (500, True, 0, None, [], "uid 500"),
+    ],
+)
+def test_jobs_that_may_not_run(own: int, allow_root: bool, uid: int, gid: int | None, given: list[int], reason: str) -> None:
     with pytest.raises(Refusal, match=reason):
-        Accounts(own, allow_root, DATABASE.get).identity(uid, gid, [], 0)
+        Accounts(own, allow_root, ROOT_GROUP.get).identity(uid, gid, [], 0, given)
 
 
-def test_an_agent_without_rights_keeps_its_own_identity() -> None:
-    identity = Accounts(500, allow_root=False, database=DATABASE.get).identity(500, 0, [0], 0)
-    assert not identity.become
-    assert 0 not in identity.groups or os.getuid() == 0
+def test_an_agent_without_rights_keeps_its_own_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getegid", lambda: 500)
+    monkeypatch.setattr(os, "getgroups", lambda: [500, 20])
+    accounts = Accounts(500, allow_root=False, database=DATABASE.get)
+    assert accounts.identity(500, 0, [0, 20, 44], 0, [44]) == Identity(500, 500, (500, 20), become=False, dropped=(0, 44))
+    assert accounts.identity(500, 20, [], 0).dropped == ()
+
+
+def test_the_most_processes_leave_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, none, absent = tmp_path / "small", tmp_path / "none", tmp_path / "absent"
+    small.write_text("401\n")
+    none.write_text("max\n")
+    for files, most in (((none, absent), 8192), ((none, small), 100)):
+        monkeypatch.setattr(environment, "_PROCESS_LIMITS", tuple(map(str, files)))
+        assert environment.most_processes() == most
 
 
 def test_the_database_is_asked_again_after_a_while() -> None:

@@ -60,6 +60,12 @@ def test_stories(steps: tuple[tuple[str, dict[str, Fact]], ...], where: str, fir
     assert entry["submitted_at"] == 1_010.0
 
 
+def test_groups_that_a_job_did_not_get_are_told() -> None:
+    lines = explain(entry_of(OFFERED, ASSIGNED, ("done", {**DONE[1], "groups_dropped": "44,46,…"})))
+    assert "groups 44 46 … were dropped: neither the agent's database nor the key gives them" in lines
+    assert not [line for line in explain(entry_of(OFFERED, ASSIGNED, DONE)) if "dropped" in line]
+
+
 def test_what_is_told_of_views_of_the_shared_tree() -> None:
     seen = {"tree": "pidns", "outputs": "exact", "revalidate_ms": 3, "flush_ms": 2}
     plain = explain(entry_of(OFFERED, ASSIGNED, ("done", {**DONE[1], **seen})))

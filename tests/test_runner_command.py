@@ -7,6 +7,7 @@ import pwd
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,26 @@ def test_runs_as_the_submitter(bench: Bench) -> None:
     uid, gid = str(nobody.pw_uid), str(nobody.pw_gid)
     assert job.out[1].decode().splitlines() == [uid, gid, f"{gid} 20", uid, "CapEff:\t0000000000000000"], job.out
     assert (bench.cwd / "mine").stat().st_uid == nobody.pw_uid
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize(
+    ("uid", "claim", "limits"),
+    [(65534, "unlimited:unlimited", "50 50"), (65534, "20:30", "20 30"), (65534, "40:90", "40 50"), (0, "", "")],
+)
+def test_only_users_have_a_limit_of_processes(bench: Bench, uid: int, claim: str, limits: str) -> None:
+    bench.processes = 50
+    read = "grep 'Max processes' /proc/self/limits"
+    own = subprocess.run(["/bin/sh", "-c", read], capture_output=True, check=True).stdout.split()[2:4]
+    claims = [("limit", f"nproc:{claim}")] if claim else []
+    job = bench.run(*sh(read), identity=Identity(uid, uid, (), become=True), cwd="/", claims=claims)
+    assert job.out[1].split()[2:4] == (limits.encode().split() or own)
+
+
+@pytest.mark.parametrize(("dropped", "told"), [((), None), ((7, 44), "7,44"), (range(1, 100), ",".join(map(str, range(1, 65))) + ",…")])
+def test_groups_that_were_dropped_are_told(bench: Bench, dropped: Sequence[int], told: str | None) -> None:
+    end = bench.run("true", identity=Identity(0, 0, (), become=False, dropped=tuple(dropped))).finish()
+    assert (end.text("groups_dropped") or None) == told
 
 
 @ROOT_ONLY
