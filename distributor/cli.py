@@ -36,14 +36,14 @@ log = logging.getLogger("dwrap.distributor")
 
 
 def _read_config(context: click.Context, _: click.Parameter, file: Path | None) -> None:
-    """Takes the defaults of the other options from a TOML file: `listen = ["tcp://…"]`, `http`, `state`, `insecure`."""
+    """Takes the defaults of the other options from a TOML file: `listen = ["tcp://…"]`, `http`, `http-host`, `state`, `insecure`."""
     if file is None:
         return
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         die(f"cannot read {file}: {error}; correct it, or leave --config out")
-    known = {"listen": "endpoints", "http": "http_address", "state": "state", "insecure": "insecure"}
+    known = {"listen": "endpoints", "http": "http_address", "http-host": "http_hosts", "state": "state", "insecure": "insecure"}
     if unknown := sorted(settings.keys() - known.keys()):
         die(f"{file} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
     context.default_map = {known[name]: value for name, value in settings.items()}
@@ -59,6 +59,10 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
     help="Where /metrics and /status.json are served.",
 )  # fmt: skip
 @click.option(
+    "--http-host", "http_hosts", multiple=True, metavar="NAME",
+    help="A name that requests may be addressed to, as Prometheus does; addresses and localhost always may. May be repeated.",
+)  # fmt: skip
+@click.option(
     "--config", type=click.Path(dir_okay=False, path_type=Path), callback=_read_config, is_eager=True, expose_value=False,
     help="TOML file with defaults of these options.",
 )  # fmt: skip
@@ -67,7 +71,7 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
 @click.version_option(version(), prog_name="dwrap-distributor")
-def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, insecure: bool) -> None:
+def main(endpoints: tuple[str, ...], http_address: str, http_hosts: tuple[str, ...], state: Path | None, insecure: bool) -> None:
     """Takes jobs from `dwrap`, and hands them to agents."""
     log_to_stderr()
     http_at = _http_address(http_address)
@@ -83,7 +87,7 @@ def main(endpoints: tuple[str, ...], http_address: str, state: Path | None, inse
         scheduler = Scheduler(_secret, past=ledger.past if ledger else Past(now, frozenset({epoch}), now + SILENCE_SECONDS))
         reports = Reports(scheduler, epoch)
         broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger)
-        url, stop_http = _serve_http(http_at, broker, reports)
+        url, stop_http = _serve_http(http_at, http_hosts, broker, reports)
     except OSError as error:  # ZMQError is one too
         die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,7 +158,9 @@ def _http_address(text: str) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
-def _serve_http(address: tuple[str, int] | None, broker: Broker, reports: Reports) -> tuple[str, Callable[[], None]]:
+def _serve_http(
+    address: tuple[str, int] | None, names: tuple[str, ...], broker: Broker, reports: Reports
+) -> tuple[str, Callable[[], None]]:
     """Returns the URL that is served and what stops it; nothing is served when there is no address."""
     if address is None:
         return "", lambda: None
@@ -168,7 +174,7 @@ def _serve_http(address: tuple[str, int] | None, broker: Broker, reports: Report
         "/healthz": http.Page("text/plain; charset=utf-8", lambda: bytes(broker.ask(lambda: b"ok\n"))),
     }
     try:
-        return http.serve(*address, pages)
+        return http.serve(*address, pages, names)
     except OSError as error:
         where = f"{address[0]}:{address[1]}"
         die(f"cannot serve http on {where}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")

@@ -66,7 +66,7 @@ def test_ready_serves_and_ends_cleanly(short_dir: Path, number: int) -> None:
         assert get(url, "/healthz") == (200, b"ok\n")
         assert get(url, "/elsewhere")[0] == 404
         assert get(url, "/metrics", Host="rebound.example:80")[0] == 403
-        assert get(url, "/metrics", method="POST")[0] == 501
+        assert get(url, "/metrics", method="POST")[0] == 405
         process.send_signal(number)
         assert process.wait(10) == 0
         assert process.stderr is not None
@@ -108,9 +108,10 @@ def test_insecure_says_so_loudly() -> None:
 
 def test_settings_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "distributor.toml"
-    file.write_text('listen = ["tcp://127.0.0.1:0"]\nhttp = "off"\n')
+    file.write_text('listen = ["tcp://127.0.0.1:0"]\nhttp = "127.0.0.1:0"\nhttp-host = ["Farm.example"]\n')
     with started("--config", str(file)) as (_, addresses):
-        assert len(addresses) == 1
+        assert get(addresses[1], "/healthz", Host="farm.EXAMPLE:7778")[0] == 200
+        assert get(addresses[1], "/healthz", Host="other.example")[0] == 403
     file.write_text("lissen = 1\n")
     assert "lissen" in refused("--config", str(file))
     assert "cannot read" in refused("--config", str(tmp_path / "missing"))
@@ -148,6 +149,10 @@ def test_epochs_grow_whatever_the_clock_does(tmp_path: Path) -> None:
         ("buildhost:1", True),
         ("", False),
         ("localhost.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("[::1].evil.example", False),
+        ("127.0.0.1:80:80", False),
+        ("127.0.0.1 evil.example", False),
     ],
 )
 def test_which_hosts_are_served(header: str, answer: bool) -> None:
@@ -156,7 +161,7 @@ def test_which_hosts_are_served(header: str, answer: bool) -> None:
 
 def test_help_names_every_option() -> None:
     said = subprocess.run([sys.executable, PROGRAM, "--help"], capture_output=True, text=True, timeout=20, check=True).stdout
-    assert all(option in said for option in ("--listen", "--http", "--state", "--config", "--insecure"))
+    assert all(option in said for option in ("--listen", "--http", "--http-host", "--state", "--config", "--insecure"))
 
 
 def test_a_state_directory_is_one_distributors_own(short_dir: Path) -> None:
