@@ -335,7 +335,8 @@ class Session:
 
     def _rejected(self, attempt: Attempt, event: RunnerSaid, now: float) -> list[Action]:
         reason = messages.one_line(event.payload.decode(errors="replace"))
-        log = Log("rejected", (("job", attempt.key[0]), ("reason", reason)))
+        why = (("reason", reason),) if event.number else ()  # what is no fault of this agent is the submitter's to know
+        log = Log("rejected", (_named(attempt.key), *why))
         if self.connected and not self.welcomed:  # REGISTER has just named it: it will be asked for
             return [log, *self._settle(attempt, failure("lost", reason, [("repeat", 1)]), now)]
         self._end(attempt)
@@ -348,7 +349,7 @@ class Session:
         attempt = self._running.get(key)
         if attempt is None:
             return []
-        log = Log("runner_lost", (("job", key[0]), ("attempt", key[1])))
+        log = Log("runner_lost", (_named(key), ("attempt", key[1])))
         return [log, *self._settle(attempt, failure("infrastructure", "the runner of the job died"), now)]
 
     def _speaks_of(self, attempt: Attempt) -> bool:
@@ -360,7 +361,7 @@ class Session:
         while self._recent_size > MAX_RECENT_BYTES:
             self._recent_size -= len(self._recent.popleft())
         if not attempt.manifest.add(piece):
-            return [Log("manifest_cut", (("job", attempt.key[0]), ("attempt", attempt.key[1])))]
+            return [Log("manifest_cut", (_named(attempt.key), ("attempt", attempt.key[1])))]
         return [*attempt.written()] if self._speaks_of(attempt) else []
 
     def _settle(self, attempt: Attempt, outcome: bytes, now: float) -> list[Action]:
@@ -377,7 +378,7 @@ class Session:
 
     def _drop(self, key: Key) -> Log:
         del self._kept[key]
-        return Log("result_dropped", (("job", key[0]), ("attempt", key[1])))
+        return Log("result_dropped", (_named(key), ("attempt", key[1])))
 
     def _send_result(self, attempt: Attempt, now: float) -> list[Action]:
         attempt.sent_at = now
@@ -430,6 +431,11 @@ class Session:
 
 def _key(fields: Fields) -> Key:
     return fields.name("job"), fields.number("attempt")
+
+
+def _named(key: Key) -> tuple[str, str]:
+    """A job as the log names it: a whole id would be a claim to it."""
+    return "job", key[0][:8]
 
 
 def _stream(fields: Fields) -> int:

@@ -351,7 +351,11 @@ class Broker:
 
     def _query(self, link: Connection, fields: Fields, *_: object) -> None:
         what = fields.text("what")
-        answer = self._drain(link, fields) if what == "drain" else self._reports.answer(what, fields, self.addresses)
+        is_operator = link.uid in (0, os.geteuid())
+        if what == "drain":
+            answer: dict[str, Any] = self._drain(link, fields)
+        else:
+            answer = self._reports.answer(what, fields, self.addresses, asker=link.uid, is_operator=is_operator)
         body = json.dumps(answer, separators=(",", ":")).encode()
         if len(body) > MAX_FRAME_BYTES:
             raise ProtocolError("the answer is too large; ask for fewer with limit")

@@ -1,17 +1,19 @@
 """What has happened: the history of jobs, the totals and the metrics, all folded from the scheduler's records.
 
-Knows records and counters. Does not know the scheduler: what is true *now* (agents, queue) is passed in when asked for.
-Nothing of a job's environment or arguments is in here beyond the basename of its command.
+Knows records and counters, and what of a job is its own user's. Does not know the scheduler: what is true *now* (agents, queue) is passed
+in when asked for. Nothing of a job's environment or arguments is in here beyond the basename of its command.
+A job's id is a claim to it, and paths tell what somebody works on: others than its user and operators see neither.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -30,7 +32,30 @@ _CORRECTED: Final = {
     "escaped": "Files that jobs left outside the shared roots",
 }
 
+SHOWN_ID: Final = 8
+"""This much of a job's id everybody may see: enough to tell jobs apart, too little to claim one."""
+_PATHS = re.compile(r"/.*(?=: | is under no shared root$)|/.*", re.DOTALL)
+
 Entry = dict[str, Any]
+
+
+class Asker(NamedTuple):
+    """Who wants to know."""
+
+    uid: int | None
+    is_operator: bool = False
+
+    def may_see(self, entry: Entry) -> bool:
+        """Whether all of the job is this one's to see."""
+        return self.is_operator or (self.uid is not None and self.uid == entry["uid"])
+
+
+OPERATOR: Final = Asker(None, True)
+
+
+def pathless(text: str) -> str:
+    """A reason as anybody may read it: a path in it, and whatever else stands before the last colon behind it, is left out."""
+    return _PATHS.sub("…", text)
 
 
 class History:
@@ -65,27 +90,34 @@ class History:
             entry["agent"] = ""
         return entry
 
-    def entries(self, build: str = "", limit: int = HISTORY_JOBS) -> list[Entry]:
+    def entries(self, build: str = "", limit: int = HISTORY_JOBS, asker: Asker = OPERATOR) -> list[Entry]:
         """The newest jobs, oldest first; of one build when one is named."""
         chosen = [entry for entry in self._jobs.values() if not build or entry["build"] == build]
-        return [self.shown(entry) for entry in chosen[-limit:]] if limit else []
+        return [self.shown(entry, asker) for entry in chosen[-limit:]] if limit else []
 
-    def find(self, name: str) -> Entry | str:
-        """The job of this id or unique prefix, or the `last` one; or a line that says why there is none."""
+    def find(self, name: str, asker: Asker = OPERATOR) -> Entry | str:
+        """The job of this id or unique prefix, or the `last` one; or a line that says why there is none.
+
+        The prefix is one of what the asker may see: an id cannot be guessed a character at a time.
+        """
         if name == "last":
-            return self.shown(next(reversed(self._jobs.values()))) if self._jobs else "no job has been seen yet"
+            return self.shown(next(reversed(self._jobs.values())), asker) if self._jobs else "no job has been seen yet"
         if name in self._jobs:
-            return self.shown(self._jobs[name])
-        found = [job for job in self._jobs if job.startswith(name)] if name else []
+            return self.shown(self._jobs[name], asker)
+        found = [entry for entry in self._jobs.values() if _id(entry, asker).startswith(name)] if name else []
         if len(found) == 1:
-            return self.shown(self._jobs[found[0]])
+            return self.shown(found[0], asker)
         return f"{len(found)} jobs begin with {name}; give more of the id" if found else f"no job {name} is among the last {HISTORY_JOBS}"
 
     @staticmethod
-    def shown(entry: Entry) -> Entry:
+    def shown(entry: Entry, asker: Asker = OPERATOR) -> Entry:
         """A copy as it is handed out."""
         where = "here" if entry["outcome"] in ("here", "unavailable") else entry["agent"]
-        return {**entry, "where": where}
+        shown = {**entry, "where": where}
+        if not asker.may_see(entry):
+            shown = {key: pathless(value) if isinstance(value, str) else value for key, value in shown.items()}
+            shown["job"] = _id(entry, asker)
+        return shown
 
     def _begin(self, record: Record) -> Entry:
         entry: Entry = {
@@ -123,9 +155,14 @@ class History:
         entry["outcome"] = record.what
         entry["settled_at"] = round(record.at + self._wall_offset, 3)
         self.totals[record.what] += 1
-        reason = str(record.facts.get("reason", ""))
+        reason = pathless(str(record.facts.get("reason", "")))
         if record.what == "here" and (reason in self.here_reasons or len(self.here_reasons) < MAX_REASONS):
             self.here_reasons[reason] += 1
+
+
+def _id(entry: Entry, asker: Asker) -> str:
+    """As much of a job's id as may be seen."""
+    return str(entry["job"]) if asker.may_see(entry) else str(entry["job"])[:SHOWN_ID]
 
 
 def explain(entry: Entry) -> list[str]:

@@ -1,6 +1,7 @@
 """What the distributor tells of itself: /status.json, /metrics and the answers to QUERY.
 
 Puts together the history (records.py) and what the scheduler holds now. Knows the shape of the answers; changes nothing.
+What anybody may ask for, and the log, name no job and no path of a job's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from prometheus_client import generate_latest
 import dwrap.distributor
 from dwrap.distributor.events import ANY_UID, JobState, Record
 from dwrap.distributor.placement import Agent
-from dwrap.distributor.records import HISTORY_JOBS, History, Metrics, explain
+from dwrap.distributor.records import HISTORY_JOBS, Asker, History, Metrics, explain, pathless
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol.messages import VERSION, Fields, ProtocolError
 
@@ -40,22 +41,26 @@ class Reports:
             self._history.fold(record)
             self._metrics.fold(record)
         else:
-            log.info("agent %s %s", record.what, json.dumps(dict(record.facts)))
+            facts = {key: pathless(value) if isinstance(value, str) else value for key, value in record.facts.items()}
+            log.info("agent %s %s", record.what, json.dumps(facts))
 
     def unexpected(self, what: str) -> None:
         """Counts a message that was dropped."""
         self._metrics.unexpected(what)
 
-    def answer(self, what: str, fields: Fields, addresses: Sequence[str]) -> dict[str, Any]:
-        """The answer to a QUERY. Raises ProtocolError for a kind that is not known."""
+    def answer(
+        self, what: str, fields: Fields, addresses: Sequence[str], *, asker: int | None = None, is_operator: bool = False
+    ) -> dict[str, Any]:
+        """The answer to a QUERY of this uid. Raises ProtocolError for a kind that is not known."""
+        who = Asker(asker, is_operator)
         if what == "status":
             return self.status(addresses)
         if what == "agents":
             return {"agents": self._agents()}
         if what == "jobs":
-            return {"jobs": self._history.entries(fields.text("build"), fields.number("limit", HISTORY_JOBS))}
+            return {"jobs": self._history.entries(fields.text("build"), fields.number("limit", HISTORY_JOBS), who)}
         if what == "why":
-            found = self._history.find(fields.text("job", "last"))
+            found = self._history.find(fields.text("job", "last"), who)
             if isinstance(found, str):
                 return {"record": None, "lines": [found]}
             return {"record": found, "lines": explain(found)}
@@ -117,7 +122,7 @@ def _shown(agent: Agent) -> dict[str, Any]:
         "is_serving": agent.is_serving,
         "is_draining": agent.draining,
         "is_short_of_memory": agent.is_short_of_memory,
-        "suspended": agent.suspended,
+        "suspended": pathless(agent.suspended),
         "leftover": len(agent.stale) + spec.leftover,
         "foreign_cpus": load.foreign_cpus,
         "memory_available_bytes": load.memory_available_bytes,

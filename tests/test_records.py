@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dwrap.distributor.events import Fact, Record
-from dwrap.distributor.records import HISTORY_JOBS, MAX_REASONS, History, explain
+from dwrap.distributor.records import HISTORY_JOBS, MAX_REASONS, OPERATOR, Asker, History, explain, pathless
 
 BEGIN: dict[str, Fact] = {
     "uid": 1000,
@@ -93,7 +93,7 @@ def test_the_history_is_bounded_and_keeps_the_newest() -> None:
 def test_reasons_are_bounded() -> None:
     history = History(0.0)
     for number in range(MAX_REASONS + 50):
-        fold(history, f"j{number}", ("here", {"reason": f"/tmp/{number}"}))
+        fold(history, f"j{number}", ("here", {"reason": f"rule {number}"}))
     assert len(history.here_reasons) == MAX_REASONS
     assert history.totals["here"] == MAX_REASONS + 50
 
@@ -107,3 +107,67 @@ def test_finding_by_id_prefix_and_last() -> None:
     assert history.find("last")["job"] == "abd2"  # type: ignore[index, call-overload]
     assert str(history.find("ab")).startswith("2 jobs begin with ab")
     assert str(history.find("zz")).startswith("no job zz")
+
+
+OWN, OTHER, NOBODY = Asker(1000), Asker(1001), Asker(None)
+CLAIM = "0123456789abcdef"
+
+
+def private() -> History:
+    history = History(0.0)
+    history.fold(Record(10.0, CLAIM, "submitted", {**BEGIN, "cwd": "/home/me/new product"}))
+    history.fold(Record(10.0, CLAIM, "failed", {"reason": "agent a1: an output could not be stored: /home/me/new product/a.o: no space"}))
+    return history
+
+
+@pytest.mark.parametrize("asker", [OWN, OPERATOR, Asker(None, True), Asker(1001, True)])
+def test_its_user_and_operators_see_all_of_a_job(asker: Asker) -> None:
+    (entry,) = private().entries(asker=asker)
+    found = private().find(CLAIM[:12], asker)
+    assert entry == found
+    assert (entry["job"], entry["cwd"]) == (CLAIM, "/home/me/new product")
+    assert CLAIM in "".join(explain(entry))
+
+
+@pytest.mark.parametrize("asker", [OTHER, NOBODY])
+@pytest.mark.parametrize("name", ["last", CLAIM[:8], "0", CLAIM])
+def test_others_see_neither_its_id_nor_a_path(asker: Asker, name: str) -> None:
+    found = private().find(name, asker)
+    assert isinstance(found, dict)
+    for said in (str(private().entries(asker=asker)), str(found), "".join(explain(found))):
+        assert CLAIM[:8] in said
+        assert CLAIM[:9] not in said
+        assert "product" not in said
+        assert "agent a1: an output could not be stored: …: no space" in said
+
+
+@pytest.mark.parametrize("asker", [OTHER, NOBODY])
+def test_an_id_cannot_be_guessed_a_character_at_a_time(asker: Asker) -> None:
+    answers = [private().find(CLAIM[:8] + more, asker) for more in "0123456789abcdef"]
+    assert {str(answer).replace(CLAIM[:8] + more, "ID") for answer, more in zip(answers, "0123456789abcdef", strict=True)} == {
+        f"no job ID is among the last {HISTORY_JOBS}"
+    }
+    assert isinstance(private().find(CLAIM[:9], OWN), dict), "the control"
+
+
+def test_a_job_that_nobody_vouches_for_is_not_everybodys() -> None:
+    history = History(0.0)
+    history.fold(Record(10.0, CLAIM, "submitted", {**BEGIN, "uid": None}))
+    assert history.entries(asker=NOBODY)[0]["job"] == CLAIM[:8]
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("the working directory /home/me/a: b is under no shared root", "the working directory … is under no shared root"),
+        ("/home/me/secret is under no shared root", "… is under no shared root"),
+        ("an output could not be stored: /a/b: c: no space", "an output could not be stored: …: no space"),
+        ("cannot enter /a\n/b", "cannot enter …"),
+        ("no agent serves uid 7; start one as that user", "no agent serves uid 7; start one as that user"),
+    ],
+)
+def test_reasons_that_everybody_may_read_have_no_paths(reason: str, shown: str) -> None:
+    assert pathless(reason) == shown
+    history = History(0.0)
+    fold(history, CLAIM, ("here", {"reason": reason}))
+    assert dict(history.here_reasons) == {shown: 1}
