@@ -30,13 +30,19 @@ import zmq
 import zmq.backend
 
 from dwrap.distributor import events as e
-from dwrap.distributor import identity, wire
+from dwrap.distributor import wire
 from dwrap.distributor.connections import Connection, Connections
+from dwrap.distributor.descriptors import evict, is_silent, samples
 from dwrap.distributor.events import JobState
+from dwrap.distributor.identity import of_message, property_of
 from dwrap.distributor.job import Job
+from dwrap.distributor.keyring import Keyring
 from dwrap.distributor.ledger import Ledger
+from dwrap.distributor.listen import Listener
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
+from dwrap.distributor.watch import Watch
+from dwrap.protocol.authorized import KeyLineError
 from dwrap.protocol.messages import MAX_FRAME_BYTES, MAX_FRAMES, Fields, ProtocolError, encode, parse
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -47,9 +53,9 @@ _EVENT: Final = struct.Struct("=hi")
 MAX_QUERY_ID: Final = 64
 _BATCH: Final = 256
 _ASK_SECONDS: Final = 2.0
-_IDLE_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 1.0
-_OLDEST_LIBZMQ: Final = (4, 3, 3)
+_WATCH_SECONDS: Final = 0.25  # also the longest that the loop sleeps
+_PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
 log = logging.getLogger("dwrap.distributor")
 Batch = list[tuple[zmq.Frame, list[bytes]]]
@@ -68,8 +74,10 @@ class Broker:
         secret: Callable[[], str],
         insecure: bool = False,
         ledger: Ledger | None = None,
+        keyring: Keyring | None = None,
+        most_connections: int = 65_536,
     ) -> None:
-        """Binds the endpoints. Raises zmq.ZMQError when one cannot be had."""
+        """Binds the endpoints. Raises zmq.ZMQError when one cannot be had, KeysError when the installed libzmq will not do."""
         self._scheduler = scheduler
         self._reports = reports
         self._secret = secret
@@ -81,14 +89,19 @@ class Broker:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._stopping = False
-        self._look_at = 0.0
+        self._keyring = keyring
+        self._most_of_one = most_connections // 2
+        self._most_silent = most_connections // 4
+        self._watch = Watch()
+        self._look_at = self._watch_at = 0.0
         self._early: Batch = []  # came before the events that tell of their senders
-        self._router = _open_router(context)
+        self._listener = Listener(context, keyring)
+        self._router = self._listener.router
         self._send_frame = partial(zmq.backend.Socket.send, self._router)  # Socket.send without the sugar, a third of the cost
         self._monitor = self._router.get_monitor_socket(_ACCEPTED | _DISCONNECTED)
-        self.addresses = [_bind(self._router, endpoint) for endpoint in endpoints]
+        self.addresses = self._listener.bind(endpoints)
         self._poller = zmq.Poller()
-        for source in (self._router, self._monitor, self._wake_read):
+        for source in (self._router, self._monitor, self._listener.zap, self._wake_read):
             self._poller.register(source, zmq.POLLIN)
         self._handlers = self._make_handlers()
         self._deeds: dict[type, Callable[[Any], None]] = {
@@ -104,8 +117,9 @@ class Broker:
         """Serves until `stop`."""
         while not self._stopping:
             due = self._scheduler.next_deadline()
-            wait = _IDLE_SECONDS if due is None else min(_IDLE_SECONDS, max(0.0, due - time.monotonic()))
+            wait = _WATCH_SECONDS if due is None else min(_WATCH_SECONDS, max(0.0, due - time.monotonic()))
             ready = dict(self._poller.poll(round(wait * 1_000) + 1))
+            self._listener.answer_zap()
             if self._wake_read.fileno() in ready:
                 self._answer_asks()
             full = True
@@ -113,7 +127,7 @@ class Broker:
                 full = self._take_batch(self._monitor in ready)
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
-            self._look_for_silence(time.monotonic())
+            self._look_around(time.monotonic())
             if self._ledger is not None:
                 self._ledger.lives(time.monotonic())
         log.info("stopped")
@@ -127,7 +141,7 @@ class Broker:
         """Closes the sockets, and removes the files of Unix ones."""
         self._router.disable_monitor()
         self._monitor.close(0)
-        self._router.close(0)
+        self._listener.close()
         self._wake_read.close()
         self._wake_write.close()
 
@@ -173,7 +187,9 @@ class Broker:
         if any(kind == _DISCONNECTED for kind, _ in happenings):
             self._take_last_words()
         for kind, fd in happenings:
+            self._watch.forget(fd)
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
+        self._bound_silent()
         for head, frames in strangers:
             link = self._links.by_rid.get(head.bytes) or self._meet(head)
             if link is not None:
@@ -234,23 +250,31 @@ class Broker:
             return None
         if not self._links.is_open(fd) or self._links.is_overtaken(fd, rid):
             return None
-        who = identity.of_unix_peer(_property(head, "Peer-Address")) or identity.of_tcp_peer(fd)
+        who = of_message(head, fd, self._keyring)
         link, mistaken = self._links.bind(fd, rid, who)
         self._lost(mistaken)
         refusal = ""
-        if _property(head, "Socket-Type") != "DEALER":
+        if property_of(head, "Socket-Type") != "DEALER":
             refusal = "only DEALER sockets are served"
         elif not rid.startswith(b"\0"):
             refusal = "the peer chose a routing id; leave it to the distributor"
-        elif who.uid is None and not (self._insecure and who.why):
+        elif who.is_unknown and not (self._insecure and who.why):
             refusal = f"nobody can tell who is at the other end: {who.why}"
+        elif self._links.owned_by(who.owner) > self._most_of_one:
+            refusal = f"{who.owner} has {self._most_of_one} connections already"
         if refusal:
             link.is_refused = True
             self._refuse(link, refusal)
             return None
-        if who.uid is None:
+        if who.is_unknown:
             log.warning("peer without identity let in, as --insecure says: %s", who.why)
         return link
+
+    def _bound_silent(self) -> None:
+        """Connections that say nothing must not use up the descriptors; whoever means it has spoken within milliseconds."""
+        while (oldest := self._links.silent_beyond(self._most_silent)) is not None:
+            evict(oldest)
+            self._lost(self._links.closed(oldest))
 
     def _lost(self, link: Connection | None) -> None:
         if link is not None:
@@ -260,11 +284,12 @@ class Broker:
 
     def _dispatch(self, link: Connection, frames: list[bytes]) -> None:
         fields: Fields | None = None
+        link.messages += 1
         if link.is_refused:
-            return identity.evict(link.fd)
+            return evict(link.fd)
         try:
             if len(frames) > MAX_FRAMES:
-                identity.evict(link.fd)
+                evict(link.fd)
             verb, fields, bodies = parse(frames)
             handler = self._handlers.get(verb)
             if handler is None:
@@ -277,7 +302,7 @@ class Broker:
     def _make_handlers(self) -> dict[str, Callable[[Connection, Fields, Sequence[bytes], list[bytes]], None]]:
         happened = self._happened
         return {
-            "SUBMIT": lambda link, fields, _, __: happened(wire.submit(link.peer, link.uid, fields)),
+            "SUBMIT": lambda link, fields, _, __: happened(wire.submit(link.peer, *_submitter(link, fields), fields)),
             "GO": self._go,
             "ATTACH": self._attach,
             "MADE": lambda link, fields, _, __: happened(wire.made(link.peer, fields)),
@@ -288,7 +313,7 @@ class Broker:
             "CLOSE": self._to_agent,
             "SIGNAL": self._to_agent,
             "QUERY": self._query,
-            "REGISTER": lambda link, fields, _, __: happened(wire.register(link.peer, link.uid, fields)),
+            "REGISTER": lambda link, fields, _, __: happened(wire.register(link.peer, link.who.serves_as(), fields)),
             "HEARTBEAT": self._heartbeat,
             "LEAVING": lambda link, *_: happened(e.Leaving(link.peer)),
             "REJECT": lambda link, fields, _, __: happened(wire.rejected(link.peer, fields)),
@@ -300,24 +325,24 @@ class Broker:
         event = wire.go(link.peer, fields, bodies, frames[1])
         job = self._scheduler.jobs.get(event.job)
         if job is not None and job.peer == link.peer and job.stamp == event.stamp and not link.confirm():
-            return identity.evict(link.fd)
+            return evict(link.fd)
         self._happened(event)
 
     def _attach(self, link: Connection, fields: Fields, *_: object) -> None:
         """It may be a new connection: who is at its other end counts once the stamp of PROVE is back."""
-        event = wire.attach(link.peer, link.uid, fields)
+        event = wire.attach(link.peer, *_submitter(link, fields), fields)
         link.token = link.token or self._secret()
         if fields.text("stamp") != link.token:
             return self._send(link.peer, wire.prove(event.spec.job, link.token))
         if not link.confirm():
-            return identity.evict(link.fd)
+            return evict(link.fd)
         self._happened(event)
 
     def _heartbeat(self, link: Connection, fields: Fields, *_: object) -> None:
         event = wire.heartbeat(link.peer, fields)
         agent = self._scheduler.agents.get(link.peer)
         if agent is not None and agent.token == event.token and not link.confirm():
-            return identity.evict(link.fd)
+            return evict(link.fd)
         self._happened(event)
 
     def _to_submitter(self, link: Connection, fields: Fields, _: object, frames: list[bytes]) -> None:
@@ -351,12 +376,7 @@ class Broker:
 
     def _query(self, link: Connection, fields: Fields, *_: object) -> None:
         what = fields.text("what")
-        is_operator = link.uid in (0, os.geteuid())
-        if what == "drain":
-            answer: dict[str, Any] = self._drain(link, fields)
-        else:
-            answer = self._reports.answer(what, fields, self.addresses, asker=link.uid, is_operator=is_operator)
-        body = json.dumps(answer, separators=(",", ":")).encode()
+        body = json.dumps(self._answer(link, what, fields), separators=(",", ":")).encode()
         if len(body) > MAX_FRAME_BYTES:
             raise ProtocolError("the answer is too large; ask for fewer with limit")
         asked = fields.text("id")
@@ -364,9 +384,19 @@ class Broker:
             raise ProtocolError(f"field id has more than {MAX_QUERY_ID} characters")
         self._send(link.peer, encode("REPLY", [("id", asked)], body))
 
+    def _answer(self, link: Connection, what: str, fields: Fields) -> dict[str, Any]:
+        who = link.who
+        if what == "drain":
+            return self._drain(link, fields)
+        if what == "join":
+            return self._join(link, fields)
+        if not who.is_operator:
+            who.check("submit")
+        return self._reports.answer(what, fields, self.addresses, asker=who.uid, is_operator=who.is_operator)
+
     def _drain(self, link: Connection, fields: Fields) -> dict[str, str]:
-        if link.uid not in (0, os.geteuid()):
-            raise ProtocolError("only root and the distributor's own user may drain agents")
+        if not link.who.is_operator:
+            raise ProtocolError("only root, the distributor's own user, and keys with the right operate may drain agents")
         link.token = link.token or self._secret()
         if fields.text("token") != link.token or not link.confirm():
             return {"token": link.token}
@@ -375,6 +405,21 @@ class Broker:
             raise ProtocolError(f"no agent named {name} is connected")
         self._happened(e.DrainAsked(name))
         return {"draining": name}
+
+    def _join(self, link: Connection, fields: Fields) -> dict[str, str]:
+        """Exchanges an invitation. What vouches for its sender is the handshake itself."""
+        invitation = link.who.grant
+        if invitation is None or self._keyring is None or not invitation.may("invite"):
+            raise ProtocolError("this is no invitation; dwrapctl invite makes one")
+        try:
+            joined = self._keyring.exchange(invitation, fields.text("key"))
+        except KeyLineError as error:
+            raise ProtocolError(f"cannot join: {error}") from error
+        except OSError as error:
+            log.error("an invitation could not be exchanged: %s", error)
+            raise ProtocolError("cannot join: the distributor cannot write its authorized_keys; tell its operator") from error
+        log.info("joined: %s", json.dumps(joined.line()))
+        return {"joined": joined.name}
 
     # ---- out ----
 
@@ -393,17 +438,43 @@ class Broker:
     def _evict(self, peer: e.Peer) -> None:
         link = self._links.by_peer.get(peer)
         if link is not None:
-            identity.evict(link.fd)
+            evict(link.fd)
 
-    def _look_for_silence(self, now: float) -> None:
-        """Ends the connections of submitters whose hosts have gone. As long as jobs run, agents' heartbeats turn the loop often enough."""
-        if now < self._look_at:
+    def _look_around(self, now: float) -> None:
+        """What nobody tells: hosts that have gone, keys that were withdrawn, connections that make us grow."""
+        if now >= self._watch_at:
+            self._watch_at = now + _WATCH_SECONDS
+            self._look_for_growth(_resident_bytes())
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._look_for_silence()
+            if self._keyring is not None and self._keyring.refresh(time.time()):
+                self._end_withdrawn(self._keyring)
+
+    def _look_for_growth(self, resident: int) -> None:
+        if not self._watch.is_due(resident):
             return
-        self._look_at = now + _LOOK_SECONDS
+        for fd, why in self._watch.look(resident, self._links.by_fd, samples(self._links.by_fd)):
+            link = self._links.by_fd.get(fd)
+            log.warning("a connection of %s is ended: %s", link.who.owner if link else "somebody who has said nothing yet", why)
+            self._reports.unexpected("unbounded")
+            evict(fd)
+
+    def _look_for_silence(self) -> None:
+        """Ends the connections of submitters whose hosts have gone. As long as jobs run, agents' heartbeats turn the loop often enough."""
         for job in self._scheduler.jobs.values():
             link = self._links.by_peer.get(job.peer) if job.peer is not None and job.state is JobState.ASSIGNED else None
-            if link is not None and identity.is_silent(link.fd):
-                identity.evict(link.fd)
+            if link is not None and is_silent(link.fd):
+                evict(link.fd)
+
+    def _end_withdrawn(self, keyring: Keyring) -> None:
+        """Ends the connections of keys that may not do any more just what they might when they came."""
+        for link in self._links.by_peer.values():
+            grant = link.who.grant
+            if grant is not None and keyring.grant(grant.key) != grant:
+                log.info("a connection of the key %s is ended: its entry has changed", grant.name)
+                link.is_refused = True
+                evict(link.fd)
 
     def _refuse(self, link: Connection, reason: str, job: str = "") -> None:
         log.info("refused a message: %s", json.dumps(reason))
@@ -413,6 +484,7 @@ class Broker:
         link = self._links.by_peer.get(peer)
         if link is None:
             return
+        link.told_bytes += sum(map(len, frames))
         send = self._send_frame
         try:
             send(link.rid, _MORE)
@@ -424,43 +496,15 @@ class Broker:
                 raise  # a peer that has gone is told by the monitor in a moment; anything else is a defect
 
 
-def _open_router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    """The socket with all its limits set. What bounds the send side is credit, not a high-water mark."""
-    if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
-        raise OSError(f"libzmq {zmq.zmq_version()} has known holes; install pyzmq with libzmq 4.3.3 or newer")
-    router = context.socket(zmq.ROUTER)
-    options = {
-        zmq.ROUTER_MANDATORY: 1,
-        zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
-        zmq.HANDSHAKE_IVL: 5_000,
-        zmq.BACKLOG: 8_192,
-        zmq.SNDHWM: 0,
-        zmq.RCVHWM: 256,
-        zmq.LINGER: 200,
-        zmq.TCP_KEEPALIVE: 1,
-        zmq.TCP_KEEPALIVE_IDLE: 4,
-        zmq.TCP_KEEPALIVE_INTVL: 2,
-        zmq.TCP_KEEPALIVE_CNT: 3,
-    }
-    for option, value in options.items():
-        router.setsockopt(option, value)
-    return router
+def _submitter(link: Connection, fields: Fields) -> tuple[int | None, tuple[int, ...]]:
+    """As whom this connection submits the job that these fields describe, and with which groups of its key's. Raises ProtocolError."""
+    claim = fields.number("uid") if fields.get("uid") is not None else None
+    return link.who.submits_as(claim), link.who.groups
 
 
-def _bind(router: zmq.Socket[bytes], endpoint: str) -> str:
-    """Binds one endpoint (`tcp://HOST:0` takes any free port). Returns it with what was taken."""
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0]
-    router.setsockopt(zmq.IPV6, int(host.startswith("[") or host == "*"))  # with it 127.0.0.1 would be shown as ::ffff:127.0.0.1
-    router.bind(endpoint.replace("tcp://localhost:", "tcp://127.0.0.1:"))
-    return router.getsockopt_string(zmq.LAST_ENDPOINT)
-
-
-def _property(frame: zmq.Frame, name: str) -> str:
-    """A property that the handshake told, as each message carries it; empty when there is none."""
-    try:
-        return str(frame.get(name))
-    except zmq.ZMQError:
-        return ""
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb", buffering=0) as pages:
+        return int(pages.read(128).split()[1]) * _PAGE_BYTES
 
 
 def _job_named_in(fields: Fields | None) -> str:

@@ -21,11 +21,13 @@ import zmq
 
 from dwrap.distributor import http, version
 from dwrap.distributor.broker import Broker
-from dwrap.distributor.identity import is_loopback_endpoint
+from dwrap.distributor.keyring import Keyring
 from dwrap.distributor.ledger import SILENCE_SECONDS, Ledger, boot_id
+from dwrap.distributor.listen import is_local
 from dwrap.distributor.past import Past
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
+from dwrap.protocol import keys
 from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
 from dwrap.protocol.service import die, log_to_stderr, notify
 
@@ -36,14 +38,15 @@ log = logging.getLogger("dwrap.distributor")
 
 
 def _read_config(context: click.Context, _: click.Parameter, file: Path | None) -> None:
-    """Takes the defaults of the other options from a TOML file: `listen = ["tcp://…"]`, `http`, `http-host`, `state`, `insecure`."""
+    """Takes the defaults of the other options from a TOML file: `listen = ["tcp://…"]`, `http`, `state`, `keys`, …"""
     if file is None:
         return
     try:
         settings = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         die(f"cannot read {file}: {error}; correct it, or leave --config out")
-    known = {"listen": "endpoints", "http": "http_address", "http-host": "http_hosts", "state": "state", "insecure": "insecure"}
+    known = {"listen": "endpoints", "http": "http_address", "http-host": "http_hosts", "state": "state", "insecure": "insecure",
+             "insecure-http": "insecure_http", "keys": "keys_folder"}  # fmt: skip
     if unknown := sorted(settings.keys() - known.keys()):
         die(f"{file} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
     context.default_map = {known[name]: value for name, value in settings.items()}
@@ -69,14 +72,26 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
 @click.option(
     "--state", type=click.Path(file_okay=False, path_type=Path), help="Directory that keeps the epoch and the assignments over restarts."
 )
+@click.option(
+    "--keys", "keys_folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="Listen beyond this machine for those whose keys are in DIR/authorized_keys (see dwrapctl key, invite). "
+    "Its own key is made there if there is none.",
+)  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
+@click.option("--insecure-http", is_flag=True, help="Serve --http beyond this machine: anyone who reaches it sees agents, load and totals.")
 @click.version_option(version(), prog_name="dwrap-distributor")
-def main(endpoints: tuple[str, ...], http_address: str, http_hosts: tuple[str, ...], state: Path | None, insecure: bool) -> None:
+def main(
+    endpoints: tuple[str, ...], http_address: str, http_hosts: tuple[str, ...], state: Path | None, keys_folder: Path | None,
+    insecure: bool, insecure_http: bool,
+) -> None:  # fmt: skip
     """Takes jobs from `dwrap`, and hands them to agents."""
     log_to_stderr()
     http_at = _http_address(http_address)
-    _check_reach([*endpoints, *([f"tcp://{http_address}"] if http_at else [])], insecure)
-    _raise_descriptor_limit()
+    _check_reach(endpoints, keys_folder, insecure)
+    if http_at and not is_local(f"tcp://{http_address}"):
+        _check_http_reach(http_address, insecure or insecure_http)
+    most_connections = _raise_descriptor_limit()
+    keyring = _keyring(keys_folder) if keys_folder else None
     held = _hold(state)
     now = time.monotonic()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -86,8 +101,10 @@ def main(endpoints: tuple[str, ...], http_address: str, http_hosts: tuple[str, .
         ledger = Ledger(state, epoch, now, boot_id()) if state else None
         scheduler = Scheduler(_secret, past=ledger.past if ledger else Past(now, frozenset({epoch}), now + SILENCE_SECONDS))
         reports = Reports(scheduler, epoch)
-        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger)
+        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger, keyring, most_connections)
         url, stop_http = _serve_http(http_at, http_hosts, broker, reports)
+    except keys.KeysError as error:
+        die(f"cannot start: {error}")
     except OSError as error:  # ZMQError is one too
         die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,18 +197,42 @@ def _serve_http(
         die(f"cannot serve http on {where}: {error.strerror or error}; choose another with --http HOST:PORT, or --http off")
 
 
-def _check_reach(endpoints: list[str], insecure: bool) -> None:
+def _check_reach(endpoints: tuple[str, ...], keys_folder: Path | None, insecure: bool) -> None:
+    if insecure and keys_folder:
+        die("--insecure and --keys contradict each other; leave one out")
     for endpoint in endpoints:
         if not endpoint.startswith(("tcp://", "ipc://")):
             die(f"cannot listen on {endpoint}: it is neither tcp://HOST:PORT nor ipc://PATH")
-        if is_loopback_endpoint(endpoint):
+        if is_local(endpoint) or keys_folder:
             continue
         if not insecure:
-            die(f"refuses to listen on {endpoint}: others can reach it and there are no keys; use 127.0.0.1, ipc://, or --insecure")
+            remedy = "say --keys DIR, use 127.0.0.1 or ipc://, or --insecure"
+            die(f"refuses to listen on {endpoint}: others can reach it and there are no keys; {remedy}")
         log.warning("listening on %s without keys: whoever can reach it may run commands on the agents", endpoint)
 
 
-def _raise_descriptor_limit() -> None:
-    """Each connection is a descriptor; the soft limit is often 1,024."""
+def _check_http_reach(address: str, may: bool) -> None:
+    if not may:
+        die(f"refuses to serve http on {address}: others can reach it; use 127.0.0.1, a proxy, or --insecure-http")
+    log.warning("serving http on %s: whoever can reach it sees agents, load and totals", address)
+
+
+def _keyring(folder: Path) -> Keyring:
+    """The keys in a folder; the distributor's own is made when there is none."""
+    try:
+        if not (folder / "server.key").exists():
+            keys.write_pair(folder, "server", keys.new_pair())
+        keyring = Keyring(folder, keys.read_pair(folder, "server"))
+    except keys.KeysError as error:
+        die(f"cannot use --keys {folder}: {error}")
+    except OSError as error:
+        die(f"cannot use --keys {folder}: {error.strerror or error}; name a directory that this user may write to")
+    log.info("this distributor's key is %s", keyring.pair.public)
+    return keyring
+
+
+def _raise_descriptor_limit() -> int:
+    """Each connection is a descriptor; the soft limit is often 1,024. Returns how many there can be."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20

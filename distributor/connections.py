@@ -9,12 +9,13 @@ Knows connections. Does not know messages or jobs.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from dwrap.distributor import identity
 from dwrap.distributor.events import Peer
-from dwrap.distributor.identity import Identity
+from dwrap.distributor.identity import Who
+from dwrap.protocol.peer import cookie_of
 
 _RID_BYTES: Final = 5
 
@@ -26,20 +27,18 @@ class Connection:
     peer: Peer
     fd: int
     rid: bytes
-    identity: Identity
+    who: Who
     is_trusted: bool = False
     is_refused: bool = False  #: it has been told that it is not served; the next thing it says ends the connection
     token: str = ""
-
-    @property
-    def uid(self) -> int | None:
-        return self.identity.uid
+    messages: int = 0  #: that have come whole
+    told_bytes: int = 0  #: that it was sent
 
     def confirm(self) -> bool:
         """The peer has echoed a secret: its identity counts from now on, if this is still the socket that was asked about."""
         if not self.is_trusted:
-            same = self.identity.is_unix or identity.cookie_of(self.fd) == self.identity.cookie
-            self.is_trusted = same
+            kernel = self.who.kernel
+            self.is_trusted = self.who.grant is not None or (kernel is not None and (kernel.is_unix or cookie_of(self.fd) == kernel.cookie))
         return self.is_trusted
 
 
@@ -55,41 +54,57 @@ class Connections:
 
     def __init__(self) -> None:
         self._serials = itertools.count(1)
-        self._open: dict[int, Connection | None] = {}  # by descriptor; None until it has spoken
+        self.by_fd: dict[int, Connection | None] = {}  #: all that are open, oldest first; None until it has spoken
+        self._silent: dict[int, None] = {}  # those, oldest first
+        self._owned: Counter[str] = Counter()
         self.by_rid: dict[bytes, Connection] = {}
         self.by_peer: dict[Peer, Connection] = {}
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.by_fd)
+
+    def owned_by(self, owner: str) -> int:
+        """How many connections somebody has that have spoken."""
+        return self._owned[owner]
+
+    def silent_beyond(self, most: int) -> int | None:
+        """The oldest connection that has not spoken yet, when there are more than `most` of them."""
+        return next(iter(self._silent)) if len(self._silent) > most else None
 
     def opened(self, fd: int) -> Connection | None:
         """A connection was accepted. Returns the one that had this descriptor when its end was not seen."""
         before = self.closed(fd)
-        self._open[fd] = None
+        self.by_fd[fd] = None
+        self._silent[fd] = None
         return before
 
     def closed(self, fd: int) -> Connection | None:
         """A connection has ended. Returns it when it had spoken."""
-        known = self._open.pop(fd, None)
+        known = self.by_fd.pop(fd, None)
+        self._silent.pop(fd, None)
         if known is not None:
+            self._owned[known.who.owner] -= 1
+            if not self._owned[known.who.owner]:
+                del self._owned[known.who.owner]
             del self.by_rid[known.rid]
             del self.by_peer[known.peer]
         return known
 
     def is_open(self, fd: int) -> bool:
-        return fd in self._open
+        return fd in self.by_fd
 
     def is_overtaken(self, fd: int, rid: bytes) -> bool:
         """Whether a later connection has spoken on this descriptor: then this message is the last word of one that has ended.
 
         Messages of different peers overtake each other in ZeroMQ, but it numbers its routing ids in the order of connection.
         """
-        known = self._open.get(fd)
+        known = self.by_fd.get(fd)
         return known is not None and not _is_later(rid, known.rid)
 
-    def bind(self, fd: int, rid: bytes, who: Identity) -> tuple[Connection, Connection | None]:
+    def bind(self, fd: int, rid: bytes, who: Who) -> tuple[Connection, Connection | None]:
         """The first message of an open connection. Returns it, and one that was wrongly taken for this descriptor's."""
         mistaken = self.closed(fd)
         link = Connection(next(self._serials), fd, rid, who)
-        self._open[fd] = self.by_rid[rid] = self.by_peer[link.peer] = link
+        self.by_fd[fd] = self.by_rid[rid] = self.by_peer[link.peer] = link
+        self._owned[who.owner] += 1
         return link, mistaken

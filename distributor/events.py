@@ -44,7 +44,7 @@ class JobState(enum.Enum):
 
 @_fact
 class JobSpec:
-    """What a submitter asks for. Nothing in it says who asks."""
+    """What a submitter asks for. Nothing in it says who asks, but for the groups of the key."""
 
     job: str
     cwd: str
@@ -59,6 +59,7 @@ class JobSpec:
     identity: str = ""
     agent: str = ""  #: the one agent that it asks for, by the label that every agent has
     views: bool = False  #: it is submitted in a directory of which other hosts have a view of their own
+    groups: tuple[int, ...] = ()  #: that its submitter's key gives; not what it claims
 
 
 @_fact

@@ -1,55 +1,87 @@
-"""Whose connection is this? The kernel's word, never the peer's.
+"""Whose message is this, and what may they do? The key that ZAP vouched for, else the kernel's word; never the peer's.
 
-A Unix socket's peer: libzmq notes its credentials when the connection is made and hands them out with each message.
-A loopback TCP peer: sock_diag names the owner of the socket at the other end. Any other peer has no identity.
-Knows descriptors and netlink. Does not know what an identity may do, nor when it may be trusted (PROTOCOL.md,
-"Who someone is": only after the peer has echoed a secret from the socket with the same cookie).
+libzmq notes a Unix peer's credentials when the connection is made, and what ZAP said, and hands both out with each message; the owner
+of a loopback TCP peer is asked for. Knows messages' properties and grants. Does not know what is asked for.
 """
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import os
-import socket
-import struct
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
-from dwrap.protocol.endpoint import is_loopback
+import zmq
+
+from dwrap.distributor.keyring import Keyring
+from dwrap.protocol.authorized import Grant
+from dwrap.protocol.messages import ProtocolError
+from dwrap.protocol.peer import Identity, of_tcp_peer
 
 _UNIX_PREFIX: Final = "localhost:"  # libzmq's name for the address of a Unix peer; a TCP peer's is numeric
-_SO_COOKIE: Final = 57
-_NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 1
-_NLMSG_ERROR: Final = 2
-_ANY_STATE: Final = 0xFFFFFFFF
-_ANY_INTERFACE: Final = struct.pack("=I", 0)
-_TCP_INFO_BYTES: Final = 60
-_SILENT_MS: Final = 10_000  # as long as keepalive takes (broker.py)
-_SILENT_RETRANSMITS: Final = 3  # after 1.4 s: a host that was not spoken to for long need not have said anything
-_NO_COOKIE: Final = struct.pack("=II", 0xFFFFFFFF, 0xFFFFFFFF)
-
-
-class _Host(NamedTuple):
-    """An address as it is shown and as sock_diag wants it."""
-
-    shown: str
-    family: int
-    packed: bytes
-    is_loopback: bool
+ROOT: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Who is at the other end. `uid` is None when nobody can tell, and `why` says so. `cookie` names the socket for good."""
+class Who:
+    """Somebody: by a key (`grant`), or by the kernel's word (`kernel`), which is None of a peer with a key."""
 
-    uid: int | None
-    cookie: bytes = b""
-    why: str = ""
-    is_unix: bool = False
+    kernel: Identity | None = None
+    grant: Grant | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        return self.grant is None and (self.kernel is None or self.kernel.uid is None)
+
+    @property
+    def why(self) -> str:
+        """Why nobody can tell who it is."""
+        return self.kernel.why if self.kernel is not None else ""
+
+    @property
+    def owner(self) -> str:
+        """Whose connections are counted together."""
+        return f"key {self.grant.name}" if self.grant else f"uid {self.kernel.uid if self.kernel else None}"
+
+    @property
+    def uid(self) -> int | None:
+        """The one uid that this stands for; None when that is not known, or several."""
+        if self.grant is not None:
+            return self.grant.only_uid
+        return self.kernel.uid if self.kernel is not None else None
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it may tell the distributor what to do with agents."""
+        return self.grant.may("operate") if self.grant is not None else self.uid in (ROOT, os.geteuid())
+
+    def check(self, right: str) -> None:
+        """Raises ProtocolError when it has not this right. Whoever the kernel knows has them all."""
+        if self.grant is not None and not self.grant.may(right):
+            has = ", ".join(sorted(self.grant.rights)) if "invite" not in self.grant.rights else "join, by dwrapctl join"
+            raise ProtocolError(f"the key {self.grant.name} may not {right}; its entry in authorized_keys lets it only {has}")
+
+    def submits_as(self, claim: int | None) -> int | None:
+        """The uid for a job of its; `claim` counts only where a key leaves a choice. Raises ProtocolError."""
+        self.check("submit")
+        grant = self.grant
+        if grant is None or grant.only_uid is not None:
+            return self.uid
+        if claim is None or not grant.allows(claim):
+            said = "names none" if claim is None else f"is {claim}"
+            raise ProtocolError(f"the key {grant.name} may not submit for every uid, and the job's {said}; its entry says which it may")
+        return claim
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The groups that the key gives beside what an agent's database does."""
+        return self.grant.groups if self.grant is not None else ()
+
+    def serves_as(self) -> int | None:
+        """Whose jobs an agent of its may run: root's word counts for anybody's. Raises ProtocolError."""
+        self.check("serve")
+        if self.grant is None:
+            return self.uid
+        return self.grant.uids[0][0] if self.grant.uids else ROOT
 
 
 def of_unix_peer(peer_address: str) -> Identity | None:
@@ -62,119 +94,18 @@ def of_unix_peer(peer_address: str) -> Identity | None:
     return Identity(int(parts[1]), is_unix=True)
 
 
-def of_tcp_peer(fd: int) -> Identity:
-    """The owner of the socket at the other end of a connected TCP descriptor."""
+def of_message(head: zmq.Frame, fd: int, keyring: Keyring | None) -> Who:
+    """Who has sent this message over this descriptor."""
+    key = keyring.of_user_id(property_of(head, "User-Id")) if keyring is not None else None
+    if keyring is not None and key is not None:
+        grant = keyring.grant(key)
+        return Who(Identity(None, why="its key is not let in any more"), grant)
+    return Who(of_unix_peer(property_of(head, "Peer-Address")) or of_tcp_peer(fd))
+
+
+def property_of(frame: zmq.Frame, name: str) -> str:
+    """A property that the handshake told, as each message carries it; empty when there is none."""
     try:
-        with _Borrowed(fd) as link:  # the cookie first: when it is still the same later on, all was read of one socket
-            cookie = link.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
-            peer, peer_port = _address(link.getpeername())
-            own, own_port = _address(link.getsockname())
-    except OSError as error:
-        return Identity(None, why=f"its socket cannot be asked: {error.strerror}")
-    if not (peer.is_loopback or peer == own):
-        return Identity(None, cookie, f"it comes from {peer.shown}, and only keys give such peers an identity")
-    try:
-        uid = _owner(peer, peer_port, own, own_port)
-    except OSError as error:
-        return Identity(None, cookie, f"the kernel does not tell the owner of {peer.shown}:{peer_port}: {error.strerror}")
-    return Identity(uid, cookie, "" if uid is not None else "its socket has no owner any more")
-
-
-def cookie_of(fd: int) -> bytes:
-    """The cookie of a descriptor's socket now; empty when there is none."""
-    try:
-        with _Borrowed(fd) as link:
-            return link.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
-    except OSError:
-        return b""
-
-
-def evict(fd: int) -> None:
-    """Ends the connection behind a descriptor that libzmq owns; libzmq sees a peer that closed."""
-    try:
-        with _Borrowed(fd) as link:
-            link.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # it is gone already
-
-
-def is_silent(fd: int) -> bool:
-    """Whether a TCP peer's host has not acknowledged for long what was sent to it. Keepalive does not ask while anything is under way,
-    and a user timeout would also end connections whose host answers that it has no room, as that of a stopped wrapper does.
-    """
-    try:
-        with _Borrowed(fd) as link:
-            return tells_of_silence(link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES))
-    except OSError:
-        return False
-
-
-def tells_of_silence(info: bytes) -> bool:
-    """The same of a struct tcp_info (<linux/tcp.h>)."""
-    unacknowledged, last_acknowledged_ms = struct.unpack_from("=I", info, 24)[0], struct.unpack_from("=I", info, 56)[0]
-    return unacknowledged > 0 and info[2] >= _SILENT_RETRANSMITS and last_acknowledged_ms >= _SILENT_MS
-
-
-def is_loopback_endpoint(endpoint: str) -> bool:
-    """Whether only this machine can reach a zmq endpoint."""
-    return endpoint.startswith("ipc://") or is_loopback(endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]"))
-
-
-@lru_cache(maxsize=1)
-def _netlink() -> socket.socket:
-    """The socket on which the kernel is asked; for one thread at a time."""
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
-    netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))  # one call less each time than settimeout's poll
-    return netlink
-
-
-class _Borrowed:
-    """A socket object on a descriptor that libzmq owns, and goes on owning."""
-
-    __slots__ = ("_socket",)
-
-    def __init__(self, fd: int) -> None:
-        # As told so, Python need not ask the kernel what it is; an IPv6 address has room for any that we look at.
-        self._socket = socket.SocketType(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)
-
-    def __enter__(self) -> socket.SocketType:
-        return self._socket
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.detach()
-
-
-def _address(name: object) -> tuple[_Host, int]:
-    if not isinstance(name, tuple):
-        raise OSError(errno.EAFNOSUPPORT, "it is no TCP socket")
-    return _host(name[0]), name[1]
-
-
-@lru_cache(maxsize=1_024)
-def _host(text: str) -> _Host:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    return _Host(str(address), family, address.packed.ljust(16, b"\0"), address.is_loopback)
-
-
-def _owner(source: _Host, source_port: int, target: _Host, target_port: int) -> int | None:
-    """The uid of the socket that is connected from source to target; None for one that no process holds. Raises OSError."""
-    ports = struct.pack("!HH", source_port, target_port)
-    what = struct.pack("=BBBBI", source.family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE)
-    request = b"".join((what, ports, source.packed, target.packed, _ANY_INTERFACE, _NO_COOKIE))
-    header = struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
-    try:
-        netlink = _netlink()
-        netlink.send(header + request)
-        answer = netlink.recv(4096)
-    except OSError:
-        _netlink.cache_clear()  # an answer that comes later must not be taken for that to the next question
-        raise
-    (kind,) = struct.unpack_from("=H", answer, 4)
-    if kind == _NLMSG_ERROR:
-        (code,) = struct.unpack_from("=i", answer, 16)
-        raise OSError(-code, os.strerror(-code))
-    uid, inode = struct.unpack_from("=II", answer, 16 + 4 + 48 + 12)  # after idiag_family…retrans, sockid, expires, queues
-    return int(uid) if inode else None
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""

@@ -45,8 +45,8 @@ _ERRORS: Final = frozenset({"not_found", "not_executable", "cwd", "infrastructur
 _OFFSETS: Final = ("stdout", "stderr", "stdout_limit", "stderr_limit")
 
 
-def job_spec(fields: Fields) -> e.JobSpec:
-    """What SUBMIT asks for. Raises ProtocolError."""
+def job_spec(fields: Fields, groups: tuple[int, ...] = ()) -> e.JobSpec:
+    """What SUBMIT asks for, and the groups that its sender's key gives. Raises ProtocolError."""
     _check_version(fields)
     cwd = fields.text("cwd")
     if not cwd.startswith("/") or len(fields.need("cwd")) > MAX_PATH_BYTES:
@@ -73,6 +73,7 @@ def job_spec(fields: Fields) -> e.JobSpec:
         identity=fields.text("identity"),
         agent=agent,
         views=fields.flag("views"),
+        groups=groups,
     )
 
 
@@ -84,9 +85,9 @@ def _one_agent(labels: tuple[str, ...]) -> str:
     return names.pop() if names else ""
 
 
-def submit(peer: Peer, uid: int | None, fields: Fields) -> e.Event:
+def submit(peer: Peer, uid: int | None, groups: tuple[int, ...], fields: Fields) -> e.Event:
     """SUBMIT. Raises ProtocolError."""
-    spec = job_spec(fields)
+    spec = job_spec(fields, groups)
     return e.Explained(peer, uid, spec) if fields.flag("explain") else e.Submitted(peer, uid, spec)
 
 
@@ -172,13 +173,13 @@ def made(peer: Peer, fields: Fields) -> e.Made:
     return e.Made(peer, *who, paths or (), beyond, fields.flag("ask"))
 
 
-def attach(peer: Peer, uid: int | None, fields: Fields) -> e.Attached:
+def attach(peer: Peer, uid: int | None, groups: tuple[int, ...], fields: Fields) -> e.Attached:
     """ATTACH of a submitter. Raises ProtocolError."""
     offsets = tuple((name, fields.number(name)) for name in _OFFSETS)
     attempt, epoch, since = fields.number("attempt"), fields.number("epoch"), fields.number("go_ms") / 1_000
     if attempt > MAX_ATTEMPT:
         raise ProtocolError(f"field attempt is larger than {MAX_ATTEMPT}")
-    return e.Attached(peer, uid, job_spec(fields), attempt, epoch, since, offsets)
+    return e.Attached(peer, uid, job_spec(fields, groups), attempt, epoch, since, offsets)
 
 
 def _paths(fields: Fields, key: str) -> tuple[str, ...] | None:
@@ -241,7 +242,7 @@ def _held(text: str) -> e.Held:
 def _assign(action: e.Assign, epoch: int) -> list[bytes]:
     spec = action.spec
     pairs: list[tuple[str, str | int]] = [("job", spec.job), ("attempt", action.attempt), ("epoch", epoch), ("uid", action.uid)]
-    pairs += [("cwd", spec.cwd), ("build", spec.build)]
+    pairs += [("cwd", spec.cwd), ("build", spec.build), *(("group", group) for group in spec.groups)]
     if spec.paths:
         pairs += [("path", path) for path in spec.paths]
     if action.views:

@@ -21,6 +21,7 @@ from dwrap.distributor.broker import Broker
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol.messages import Fields, decode_fields, encode
+from dwrap.protocol.peer import Identity
 
 DEADLINE_MS = 5_000
 JOBS = (f"job{number}" for number in itertools.count())
@@ -440,7 +441,7 @@ def test_peers_without_an_identity(short_dir: Path, monkeypatch: pytest.MonkeyPa
     try:
         own = os.getuid() or 1000
         house.agent("own", house.broker.addresses[1], serves=own)
-        monkeypatch.setattr(identity, "of_tcp_peer", lambda fd: identity.Identity(None, why="it comes from afar"))
+        monkeypatch.setattr(identity, "of_tcp_peer", lambda fd: Identity(None, why="it comes from afar"))
         peer = house.peer()
         peer.say("SUBMIT", version=1, job="far", cwd="/", command="cc", build="b")
         if insecure:

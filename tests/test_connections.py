@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dwrap.distributor.connections import Connections
-from dwrap.distributor.identity import Identity
+from dwrap.distributor.identity import Who
+from dwrap.protocol.peer import Identity
 
-NOBODY = Identity(None, why="a test")
+NOBODY = Who(Identity(None, why="a test"))
 FD = 7
 
 

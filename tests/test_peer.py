@@ -1,4 +1,4 @@
-"""identity.py: what the kernel says of real sockets."""
+"""peer.py and descriptors.py: what the kernel says of real sockets; identity.py: what libzmq notes of Unix ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from dwrap.distributor import identity
+from dwrap.distributor import descriptors, identity, listen
+from dwrap.protocol import peer
 
 NOBODY = 65534
 
@@ -28,9 +29,9 @@ def connected(family: socket.AddressFamily, host: str) -> tuple[socket.socket, s
 def test_the_owner_of_a_loopback_peer_is_known(family: socket.AddressFamily, host: str) -> None:
     client, server = connected(family, host)
     with client, server:
-        who = identity.of_tcp_peer(server.fileno())
+        who = peer.of_tcp_peer(server.fileno())
         assert (who.uid, who.why) == (os.getuid(), "")
-        assert who.cookie == identity.cookie_of(server.fileno()) != b""
+        assert who.cookie == peer.cookie_of(server.fileno()) != b""
 
 
 def test_a_v4_peer_of_a_v6_socket_is_known() -> None:
@@ -41,7 +42,7 @@ def test_a_v4_peer_of_a_v6_socket_is_known() -> None:
     with listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
         server, _ = listener.accept()
         with server:
-            assert identity.of_tcp_peer(server.fileno()).uid == os.getuid()
+            assert peer.of_tcp_peer(server.fileno()).uid == os.getuid()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
@@ -55,7 +56,7 @@ def test_another_users_connection_is_that_users() -> None:
             os._exit(0)
         server, _ = listener.accept()
         with server:
-            assert identity.of_tcp_peer(server.fileno()).uid == NOBODY
+            assert peer.of_tcp_peer(server.fileno()).uid == NOBODY
         assert os.waitpid(child, 0)[1] == 0
 
 
@@ -64,7 +65,7 @@ def test_a_peer_that_has_gone_has_no_identity() -> None:
     client.close()
     with server:
         assert server.recv(1) == b""
-        who = identity.of_tcp_peer(server.fileno())
+        who = peer.of_tcp_peer(server.fileno())
         assert who.uid is None
         assert who.why
 
@@ -72,29 +73,29 @@ def test_a_peer_that_has_gone_has_no_identity() -> None:
 def test_what_is_no_tcp_socket_has_no_identity() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert identity.of_tcp_peer(one.fileno()).uid is None
-    assert identity.of_tcp_peer(1 << 20).uid is None
-    assert identity.cookie_of(1 << 20) == b""
+        assert peer.of_tcp_peer(one.fileno()).uid is None
+    assert peer.of_tcp_peer(1 << 20).uid is None
+    assert peer.cookie_of(1 << 20) == b""
 
 
 def test_a_reused_descriptor_has_another_cookie() -> None:
     client, server = connected(socket.AF_INET, "127.0.0.1")
     with client:
-        fd, cookie = server.fileno(), identity.cookie_of(server.fileno())
+        fd, cookie = server.fileno(), peer.cookie_of(server.fileno())
         server.close()
         with socket.socket() as other:
             os.dup2(other.fileno(), fd)
-            assert identity.cookie_of(fd) not in (b"", cookie)
+            assert peer.cookie_of(fd) not in (b"", cookie)
             os.close(fd)
 
 
 def test_evict_ends_a_connection_and_leaves_its_descriptor() -> None:
     client, server = connected(socket.AF_INET, "127.0.0.1")
     with client, server:
-        identity.evict(server.fileno())
+        descriptors.evict(server.fileno())
         assert client.recv(1) == b""
         assert server.recv(1) == b""
-    identity.evict(1 << 20)
+    descriptors.evict(1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_a_tcp_peers_address_is_never_taken_for_credentials(address: str) -> Non
     ],
 )
 def test_which_endpoints_stay_on_this_machine(endpoint: str, answer: bool) -> None:
-    assert identity.is_loopback_endpoint(endpoint) is answer
+    assert listen.is_local(endpoint) is answer
 
 
 def tcp_info(unacknowledged: int, retransmits: int, last_acknowledged_ms: int) -> bytes:
@@ -142,21 +143,21 @@ def tcp_info(unacknowledged: int, retransmits: int, last_acknowledged_ms: int) -
 @pytest.mark.parametrize(
     ("unacknowledged", "retransmits", "acknowledged_ms", "silent"),
     [
-        (1, identity._SILENT_RETRANSMITS, identity._SILENT_MS, True),
+        (1, descriptors._SILENT_RETRANSMITS, descriptors._SILENT_MS, True),
         (0, 9, 60_000, False),  # idle: keepalive asks
-        (9, identity._SILENT_RETRANSMITS - 1, 60_000, False),
-        (9, 9, identity._SILENT_MS - 1, False),  # it says that it has no room
+        (9, descriptors._SILENT_RETRANSMITS - 1, 60_000, False),
+        (9, 9, descriptors._SILENT_MS - 1, False),  # it says that it has no room
     ],
 )
 def test_whose_host_is_silent(unacknowledged: int, retransmits: int, acknowledged_ms: int, silent: bool) -> None:
-    assert identity.tells_of_silence(tcp_info(unacknowledged, retransmits, acknowledged_ms)) is silent
+    assert descriptors.tells_of_silence(tcp_info(unacknowledged, retransmits, acknowledged_ms)) is silent
 
 
 def test_who_answers_or_is_gone_is_not_called_silent() -> None:
     client, server = connected(socket.AF_INET, "127.0.0.1")
     fd = server.fileno()
     server.sendall(b"x")
-    assert not identity.is_silent(fd), "its host takes what there is room for"
+    assert not descriptors.is_silent(fd), "its host takes what there is room for"
     client.close()
     server.close()
-    assert not identity.is_silent(fd)
+    assert not descriptors.is_silent(fd)

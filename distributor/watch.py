@@ -1,0 +1,86 @@
+"""Which connections make the distributor grow: they send a message that never ends, or do not read what they ask for.
+
+libzmq's limits are per frame, and a message counts as one however many frames it has; what waits for a peer that does not read is
+bounded by credit only for streams. So when the process has grown by GROWTH_BYTES, each connection is looked at: one that went on
+sending, but completed no message since the last look (or that has no room, and was sent more) earns a strike; with STRIKES in a row, or
+beyond the limits at once, it is ended. A submitter that was wronged so attaches again and loses nothing.
+Pure. Knows counts. Does not know sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from dwrap.distributor.descriptors import Sample
+
+GROWTH_BYTES: Final = 32 * 1024 * 1024
+STRIKES: Final = 3
+MAX_MESSAGE_BYTES: Final = 24 * 1024 * 1024  # GO with the longest argv and environment that Linux takes is smaller
+MAX_OWED_BYTES: Final = 64 * 1024 * 1024
+_LEAST_RECEIVED: Final = 16 * 1024  # between two looks; less is what waits in a busy moment
+_LEAST_OWED: Final = 1024 * 1024
+
+
+class Counts(Protocol):
+    """What a connection has done so far: messages that were whole, bytes that it was sent."""
+
+    messages: int
+    told_bytes: int
+
+
+@dataclass(slots=True)
+class _Track:
+    messages: int = 0
+    received: int = 0  # when it last had completed a message
+    seen: int = 0  # at the last look
+    told: int = 0  # when it last had room
+    seen_told: int = 0
+    strikes: int = 0
+
+
+class Watch:
+    """Remembers how each connection stood at the last look."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[int, _Track] = {}
+        self._calm: int | None = None
+
+    def is_due(self, resident: int) -> bool:
+        """Whether the process, of this many bytes now, has grown enough since the last look to ask who it is."""
+        if self._calm is None or resident < self._calm:
+            self._calm = resident
+        return resident - self._calm >= GROWTH_BYTES
+
+    def forget(self, fd: int) -> None:
+        """The descriptor is, or was, another connection's."""
+        self._tracks.pop(fd, None)
+
+    def look(self, resident: int, counts: Mapping[int, Counts | None], found: Mapping[int, Sample]) -> list[tuple[int, str]]:
+        """The descriptors of connections to be ended, each with why. `counts` has None for one that has completed no message yet."""
+        self._calm = resident
+        ends = []
+        for fd, sample in found.items():
+            why = self._judge(self._tracks.setdefault(fd, _Track()), counts.get(fd), sample)
+            if why:
+                ends.append((fd, why))
+        return ends
+
+    @staticmethod
+    def _judge(track: _Track, counts: Counts | None, sample: Sample) -> str:
+        messages, told = (counts.messages, counts.told_bytes) if counts is not None else (0, 0)
+        received = sample.received if sample.received is not None else track.seen + (_LEAST_RECEIVED if sample.unread else 0)
+        if messages != track.messages:
+            track.messages, track.received = messages, received
+        if sample.is_writable:
+            track.told = told
+        is_endless = received > track.received and received - track.seen >= _LEAST_RECEIVED
+        is_deaf = not sample.is_writable and told - track.seen_told >= _LEAST_OWED
+        track.seen, track.seen_told = received, told
+        track.strikes = track.strikes + 1 if is_endless or is_deaf else 0
+        if received - track.received > MAX_MESSAGE_BYTES or (is_endless and track.strikes >= STRIKES):
+            return "it sends a message without end"
+        if told - track.told > MAX_OWED_BYTES or (is_deaf and track.strikes >= STRIKES):
+            return "it does not read what it asked for"
+        return ""
