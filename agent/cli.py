@@ -27,6 +27,8 @@ from dwrap.agent.registration import Registration
 from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.agent.session import Session
 from dwrap.agent.survey import Survey
+from dwrap.protocol import keys
+from dwrap.protocol.dial import dial
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
 from dwrap.protocol.service import die, log_to_stderr, notify
@@ -55,6 +57,10 @@ log = logging.getLogger("dwrap.agent")
     help="Most processes and threads of one user, all of its jobs together. [default: 8192, or a quarter of what the kernel allows]",
 )
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where temporary directories are made. [default: TMPDIR]")
+@click.option(
+    "--keys", "keys_folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="Where agent.key and known_distributors are. [default: DWRAP_KEYS; /etc/dwrap/keys for root, ~/.config/dwrap/keys for others]",
+)  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
 @click.version_option(package_name="dwrap", prog_name="dwrap-agent")
 def main(
@@ -69,13 +75,14 @@ def main(
     tree: str,
     processes: int,
     work: Path | None,
+    keys_folder: Path | None,
     insecure: bool,
 ) -> None:
     """Runs jobs for the DISTRIBUTOR (tcp://HOST:PORT, ipc://PATH, or HOST)."""
     log_to_stderr()
     try:
         endpoint = parse_endpoint(distributor)
-        _check_reach(endpoint, insecure)
+        how = dial(endpoint, keys_folder or keys.directory(os.environ, os.geteuid()), "agent", insecure)
         program = find_program()
         tree = choose_tree(program) if tree == "auto" else tree
         checked_roots = tuple(environment.check_root(root) for root in roots or _default_roots(endpoint))
@@ -90,15 +97,15 @@ def main(
             session = Session(replace(known, incarnation=workplace.incarnation(folder)))
             former = Former(work, agent, folder)
             workplace.become_subreaper()
-            runners = Runners(program, folder, checked_roots, tree, processes)
+            runners = Runners(program, folder, checked_roots, tree, processes, spares=slots)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
             with _systemd():
                 ready = partial(_say_ready, name, slots)
-                link = Link(endpoint.address, session, runners, former, accounts, load, ready, survey=survey.news)
+                link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 end = link.run()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, keys.KeysError) as error:
         die(f"cannot start: {error}")
     if end.reason:
         die(end.reason)
@@ -120,14 +127,6 @@ def _default_roots(endpoint: Endpoint) -> tuple[str, ...]:
     if endpoint.is_local:
         return ("/",)
     raise ValueError("no --root is given, and the distributor is on another machine; name each tree that is shared at the same path")
-
-
-def _check_reach(endpoint: Endpoint, insecure: bool) -> None:
-    if not endpoint.is_local and not insecure:
-        raise ValueError(
-            f"{endpoint.address} is on another machine, and commands would travel in the clear; "
-            "use a tunnel to a loopback address, or say --insecure on a network you trust wholly"
-        )
 
 
 def _say_ready(name: str, slots: int) -> None:

@@ -24,6 +24,7 @@ from dwrap.agent.load import Load
 from dwrap.agent.runner import Runner, Runners, StartError
 from dwrap.agent.session import Session
 from dwrap.protocol import messages
+from dwrap.protocol.dial import Dial
 
 TICK_SECONDS: Final = 1.0
 _RETRY_MS: Final = 100
@@ -32,10 +33,10 @@ _HANDSHAKE_MS: Final = 5_000
 _SILENCE_MS: Final = 10_000
 _BURST: Final = 256  # messages taken in one turn, so that no source starves another
 _GID_DIGITS: Final = 10
-_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_FAILURES: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_EVENTS: Final = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILURES
 
 log = logging.getLogger("dwrap.agent")
-Configure = Callable[["zmq.Socket[bytes]"], None]
 
 
 def boot_clock() -> float:
@@ -44,31 +45,29 @@ def boot_clock() -> float:
 
 
 class Link:
-    """Carries a session. `configure` prepares each new socket (keys); `on_ready` is called once the distributor took us in;
+    """Carries a session. `on_ready` is called once the distributor took us in;
     `survey` is asked each second for what is mounted now, and answers when that has changed.
     """
 
     def __init__(
         self,
-        endpoint: str,
+        dial: Dial,
         session: Session,
         runners: Runners,
         former: Former,
         accounts: Accounts,
         load: Load,
         on_ready: Callable[[], None],
-        configure: Configure = lambda _: None,
         clock: Callable[[], float] = boot_clock,
         survey: Callable[[], e.Mounted | None] = lambda: None,
     ) -> None:
-        self._endpoint = endpoint
+        self._dial = dial
         self._session = session
         self._runners = runners
         self._former = former
         self._accounts = accounts
         self._load = load
         self._on_ready = on_ready
-        self._configure = configure
         self._clock = clock
         self._survey = survey
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -79,12 +78,18 @@ class Link:
         self._wake, self._signals = socket.socketpair()
         self._signals.setblocking(False)
         self._poller.register(self._wake.fileno(), zmq.POLLIN)
+        self._complaint = ""
         self._connect()
 
     # ---- the connection
 
     def _connect(self) -> None:
-        self._up = False
+        self._open()
+        self._dealer.connect(self._dial.address)
+
+    def _open(self) -> None:
+        self._up = self._is_waiting = False
+        self._fd = -1
         self._dealer = self._context.socket(zmq.DEALER)
         self._dealer.linger = 0
         self._dealer.sndhwm = 0  # bounded by the jobs' credit
@@ -97,11 +102,10 @@ class Link:
         self._dealer.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         self._dealer.setsockopt(zmq.HEARTBEAT_IVL, int(TICK_SECONDS * 1000))
         self._dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
-        self._configure(self._dealer)
+        self._dial.configure(self._dealer)
         self._monitor = self._dealer.get_monitor_socket(_EVENTS)
         self._poller.register(self._dealer, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
-        self._dealer.connect(self._endpoint)
 
     def _disconnect(self) -> None:
         self._poller.unregister(self._dealer)
@@ -110,14 +114,45 @@ class Link:
         self._dealer.close(linger=0)
 
     def _watch_connection(self) -> None:
-        event = recv_monitor_message(self._monitor)["event"]
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self._up:
+        said = recv_monitor_message(self._monitor)
+        event = said["event"]
+        if event & _FAILURES:
+            self._complain(self._why_refused(event))
+        elif event == zmq.EVENT_CONNECTED:
+            self._fd = said["value"]
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self._up:
+            why = self._dial.why_not(self._fd)
+            if why:
+                self._complain(why)
+            if why or self._monitor.poll(0):  # it has ended already: what was looked at may have been another one's descriptor
+                return self._stand_off()
+            self._complaint = ""
             self._up = True
             self._feed(e.Connected())
         elif event == zmq.EVENT_DISCONNECTED and self._up:
             self._disconnect()
             self._connect()
             self._feed(e.Disconnected())
+
+    def _stand_off(self) -> None:
+        """Whoever listens there is not to be trusted: nothing that it has said counts, and a new connection waits for the next tick."""
+        self._disconnect()
+        self._open()
+        self._is_waiting = True
+
+    def _complain(self, why: str) -> None:
+        """Logs it, once as long as it stays so."""
+        if why != self._complaint:
+            self._complaint = why
+            log.warning("%s", why)
+
+    def _why_refused(self, event: int) -> str:
+        dial = self._dial
+        if dial.pair is None:
+            return f"no handshake with {dial.address}: does it ask for keys, or is it something else?"
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return f"{dial.address} does not let this key in; on its host: dwrapctl key allow NAME {dial.pair.public} --serve"
+        return f"no handshake with {dial.address}: is its key still {dial.server}, and does it use keys?"
 
     # ---- the loop
 
@@ -156,6 +191,10 @@ class Link:
         self._runners.reap()
         self._runners.kill_hanging(self._live.values())
         self._runners.kill_orphans()
+        self._runners.refill()
+        if self._is_waiting:
+            self._is_waiting = False
+            self._dealer.connect(self._dial.address)
         self._feed(e.Tick(self._load.sample(now)))
         self._look_back()
         mounted = self._survey()

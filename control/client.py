@@ -6,6 +6,7 @@ Knows the two verbs and ZeroMQ. Does not know what an answer means, nor how it i
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ import zmq
 
 from dwrap.control.errors import ControlError
 from dwrap.protocol import messages
+from dwrap.protocol.dial import Dial, by_environment
+from dwrap.protocol.endpoint import parse_endpoint
+from dwrap.protocol.keys import KeysError
 
 ANSWER_SECONDS = 3.0
 
@@ -28,20 +32,30 @@ def ask(addresses: Sequence[str], what: str, fields: messages.FieldsIn = (), sec
     pairs = list(fields)
     for address in addresses:
         try:
-            return _ask_one(address, what, pairs, seconds)
+            return ask_one(_dial(address), what, pairs, seconds)
         except Unreachable:
             if address == addresses[-1]:
                 raise
     raise Unreachable("no distributor to ask: the list of addresses is empty; set DWRAP_HOST")
 
 
-def _ask_one(address: str, what: str, fields: list[tuple[str, messages.Value]], seconds: float) -> Any:
+def _dial(address: str) -> Dial:
+    try:
+        return by_environment(parse_endpoint(address), os.environ)
+    except KeysError as error:
+        raise ControlError(f"cannot ask {address}: {error}") from error
+
+
+def ask_one(dial: Dial, what: str, fields: list[tuple[str, messages.Value]], seconds: float = ANSWER_SECONDS) -> Any:
+    """The answer of one distributor, reached just so. Raises as `ask`."""
+    address = dial.address
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.ipv6 = True
     socket.maxmsgsize = messages.MAX_FRAME_BYTES
     try:
+        dial.configure(socket)
         socket.connect(address)
         deadline = time.monotonic() + seconds
         answer = _exchange(socket, address, what, fields, deadline)
