@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dwrap.control import address, client, doctor, doctor_fleet, records, show, up
+from dwrap.control import address, client, doctor, doctor_fleet, letting_in, records, show, up
 from dwrap.control.errors import ControlError
 from dwrap.control.farm import Farm, Plan, processors
 from dwrap.control.findings import Surroundings
@@ -252,6 +252,10 @@ def doctor_command(context: click.Context) -> None:
     for finding in findings:
         click.echo(show.safe(finding))
     context.exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+
+
+for command in (letting_in.key_group, letting_in.invite, letting_in.join):
+    commands.add_command(command)
 
 
 if __name__ == "__main__":
