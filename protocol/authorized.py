@@ -205,12 +205,16 @@ def without(text: str, name: str) -> str:
 
 
 def read(directory: Path) -> str:
-    """The file's text; empty when there is none. Raises OSError; PermissionError when others may write to it."""
+    """The file's text; empty when there is none. Raises OSError; PermissionError when others than its owner (root, we, or whom the
+    directory belongs to) may write to it.
+    """
     try:
         with open(directory / FILE, "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
-                raise PermissionError(0, f"{directory / FILE} is not a file that only its owner, root or we, may write to; chmod 600 it")
+            found, around = os.fstat(file.fileno()), directory.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), around.st_uid):
+                raise PermissionError(0, f"{directory / FILE} is not a file that only its owner may write to; chmod 600 it")
+            if around.st_mode & 0o022:
+                raise PermissionError(0, f"others may write to {directory}; chmod 700 it")
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         return ""
