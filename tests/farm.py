@@ -81,7 +81,9 @@ class Farm:
         self._commands: dict[str, tuple[list[str], Sequence[str]]] = {}
         self.distributor = self._start_distributor()
         try:
-            self.addresses = [word for word in ready_line(self.distributor) if not word.startswith("http")]
+            ready = ready_line(self.distributor)
+            self.addresses = [word for word in ready if not word.startswith("http")]
+            self.http = next((word for word in ready if word.startswith("http")), "")
             for number in range(agents):
                 self._start_agent(f"agent-{number + 1}", slots)
             for agent in self.agents.values():

@@ -265,7 +265,7 @@ def test_what_ran_here_is_logged(dwrap: Wrapper) -> None:
     assert before - 1 < float(stamp) < time.time() + 1
     assert int(pid) > 1
     assert (reason, cwd) == ("no distributor is configured", str(dwrap.directory))
-    assert command == "true a\\x09b\\x0a\\x5cc \udce9"
+    assert command == "true a\\x09b\\x0a\\x5cc \\xe9"
     log = dwrap.state / "dwrap" / "here.log"
     assert log.stat().st_mode & 0o777 == 0o600
     log.write_bytes(b"x" * (1024 * 1024 + 1))

@@ -3,7 +3,7 @@
  * The record: one line a command in here.log, in ${XDG_STATE_HOME:-~/.local/state}/dwrap (mode 0600), tab-separated:
  *     TIME  PID  REASON  CWD  COMMAND
  * TIME is seconds since 1970 with three decimals; COMMAND is the arguments joined by spaces, cut at 2,048 bytes.
- * Backslash and bytes below 32 and 127 are written \xNN. Beyond 1 MiB the file becomes here.log.1. `dwrapctl why` reads it.
+ * Bytes of what is not printable, and backslashes, are written \xNN. Beyond 1 MiB the file becomes here.log.1. `dwrapctl why` reads it.
  * Does not know how it came to running here. */
 #include "wrapper/local.h"
 
@@ -33,16 +33,13 @@ static void add_escaped(struct line *l, const char *text, size_t most)
 {
     static const char hex[] = "0123456789abcdef";
     size_t end = l->length + most < sizeof l->text - 8 ? l->length + most : sizeof l->text - 8;
-    for (; *text && l->length + 4 <= end; text++) {
+    while (*text && l->length + 4 <= end) {
         unsigned char c = (unsigned char)*text;
-        if (c >= ' ' && c != 127 && c != '\\') {
-            l->text[l->length++] = (char)c;
-            continue;
-        }
-        memcpy(l->text + l->length, "\\x", 2);
-        l->text[l->length + 2] = hex[c >> 4];
-        l->text[l->length + 3] = hex[c & 15];
-        l->length += 4;
+        size_t size = c == '\\' ? 0 : printable(text);
+        const char escaped[] = { '\\', 'x', hex[c >> 4], hex[c & 15] };
+        memcpy(l->text + l->length, size ? text : escaped, size ? size : sizeof escaped);
+        l->length += size ? size : sizeof escaped;
+        text += size ? size : 1;
     }
 }
 

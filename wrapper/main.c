@@ -78,9 +78,7 @@ __attribute__((noreturn)) static void print_explanation(const char *where, const
 {
     char line[REASON_BYTES + 64];
     snprintf(line, sizeof line - 1, "%s%s", where, reason);
-    for (char *at = line; *at; at++)
-        if ((unsigned char)*at < ' ' || *at == 127)
-            *at = '?'; /* parts of it come from others */
+    make_printable(line); /* parts of it come from others */
     strcat(line, "\n");
     print_and_leave(line);
 }

@@ -3,6 +3,7 @@
 #define DWRAP_SAY_H
 
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -13,7 +14,14 @@ enum { EXIT_USAGE = 2, EXIT_DWRAP = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOU
 /* Names the descriptor for messages; 2 until then. */
 void say_to(int descriptor);
 
-/* Writes `dwrap: …` and a newline in one write. Control characters become '?': parts of it come from others. */
+/* How many bytes the character takes that the text begins with. 0: it is one that could forge what stands around it (a control, a mark of
+ * direction), or no UTF-8. */
+size_t printable(const char *text);
+
+/* Each byte of what is not printable becomes '?'. */
+void make_printable(char *text);
+
+/* Writes `dwrap: …` and a newline in one write. Only what is printable: parts of it come from others. */
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 
 /* Says it and leaves with status 125: dwrap itself could not. */
