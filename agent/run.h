@@ -59,6 +59,8 @@ void drop_held(struct run *run);
 
 /* ---- runfile.c: what outlives the agent ---- */
 
+enum { RUNFILE_BYTES = 64 * 1024 }; /* for the longest report, and the entries of all but the largest jobs */
+
 /* Says that the attempt is started from here on. False with errno. */
 bool runfile_begin(const struct spec *spec);
 /* Leaves the result where the agent after this one finds it. */

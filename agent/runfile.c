@@ -21,12 +21,33 @@ static bool write_at(int fd, const void *data, size_t size, off_t at)
     return true;
 }
 
+/* The room for it is had before the start: what fills the disk meanwhile, this job perhaps, costs no result. */
+static bool has_room(int fd)
+{
+    return fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, RUNFILE_BYTES) == 0 || errno == EOPNOTSUPP;
+}
+
+/* A new file, or where there is no room for it one that was set aside. -1 with errno. */
+static int make_file(const struct spec *spec)
+{
+    int fd = open(spec->run, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd >= 0 && has_room(fd))
+        return fd;
+    if (fd >= 0) {
+        int error = errno;
+        close(fd);
+        unlink(spec->run);
+        errno = error;
+    }
+    return spare_take(spec, "file", spec->run) ? open(spec->run, O_WRONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
+}
+
 bool runfile_begin(const struct spec *spec)
 {
     const uint32_t head[3] = {spec->become ? spec->uid : geteuid(), 0, 0};
     if (!spec->run[0])
         return true;
-    int fd = open(spec->run, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int fd = make_file(spec);
     bool done = fd >= 0 && write_at(fd, head, sizeof head, 0);
     int error = errno;
     if (fd >= 0)

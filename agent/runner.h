@@ -75,6 +75,7 @@ struct spec {
     size_t group_count;
     const char *groups_dropped; /* those that were claimed and are not had, for the report; or NULL */
     uint64_t processes; /* how many its user may have, all jobs together; 0: as many as the agent's */
+    uint64_t spares;    /* how many of each kind may be set aside */
     bool become;       /* take on uid, gid and groups */
     bool has_gid, spoilt; /* checked by spec_read */
     bool namespaces;   /* hold the tree in a PID namespace; else by reaping */
@@ -254,6 +255,11 @@ const char *scratch_make(struct spec *spec);
 void scratch_remove(const struct spec *spec, const char *path);
 /* The same directory, empty again. False with errno. */
 bool scratch_renew(const struct spec *spec, const char *path);
+
+/* ---- spare.c: what was set aside for when the agent's disk is full ---- */
+
+/* After a call has failed: if there was no room (errno), a spare `kind` ("file", "directory") becomes `to`. Else false, with errno. */
+bool spare_take(const struct spec *spec, const char *kind, const char *to);
 
 /* ---- ccache.c ---- */
 

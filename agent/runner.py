@@ -27,6 +27,7 @@ from typing import Final
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Key, Kind, RunnerEnded, RunnerSaid, Start, Tell
+from dwrap.agent.spares import Spares
 from dwrap.agent.workplace import RUNS
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
@@ -229,10 +230,12 @@ class Lease:
 class Runners:
     """All runners of this agent. `work`/runs holds a record of each attempt, and is locked while anything of one lives."""
 
-    def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str, processes: int = 0) -> None:
-        """`processes`: how many one user may have, all of its jobs together; 0: as many as this process may."""
+    def __init__(self, program: Path, work: Path, roots: tuple[str, ...], tree: str, processes: int = 0, spares: int = 0) -> None:
+        """`processes`: how many one user may have, all of its jobs together; 0: as many as this process may. `spares`: how many jobs
+        at once are to be had even when others have filled the disk.
+        """
         self._program = os.fspath(program)
-        self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree), ("processes", processes)]
+        self._fixed: list[tuple[str, Value]] = [("work", os.fspath(work)), ("tree", tree), ("processes", processes), ("spares", spares)]
         self._fixed += [("root", root) for root in roots]
         self._unreaped: set[int] = set()
         self._starter: Starter | None = None
@@ -242,6 +245,7 @@ class Runners:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._runs = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._runs, fcntl.LOCK_SH)  # shared with every process that inherits the descriptor
+        self._spares = Spares(work, spares)
         self.ended_cpu_seconds = 0.0
 
     def start(self, start: Start, identity: Identity) -> Runner:
@@ -272,7 +276,9 @@ class Runners:
 
     def forget(self, key: Key) -> None:
         """Removes the record of an attempt: it was acknowledged, or never started."""
-        self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        if not self._spares.take_back(path):
+            path.unlink(missing_ok=True)
 
     def lease(self, until_seconds: float) -> None:
         """Until when jobs may run, on the clock that counts suspend; 0 is no end. Runners keep to it by themselves."""
@@ -297,6 +303,7 @@ class Runners:
             self._starter.close()
             self._starter = None
         self._lease.close()
+        self._spares.close()
         os.close(self._runs)
 
     def _write_spec(self, start: Start, identity: Identity) -> int:
@@ -321,6 +328,10 @@ class Runners:
             os.close(spec)
             raise
         return spec
+
+    def refill(self) -> None:
+        """Sets aside again what jobs have used, as far as there is room."""
+        self._spares.refill()
 
     def reap(self) -> None:
         """Collects runners that have ended."""

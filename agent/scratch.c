@@ -14,10 +14,13 @@
 #define MAX_DEPTH 100   /* directories are held open on the way down */
 #define MAX_ROUNDS 1000 /* each takes MAX_DEPTH levels off */
 
+/* As the user: nobody learns from where a TMPDIR is what lies where he may not look. */
 static bool is_shared_directory(const struct spec *spec, const char *path)
 {
     struct stat st;
-    return spec_is_shared(spec, path) && path[0] == '/' && stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    bool found = path[0] == '/' && spec_is_shared(spec, path) && identity_assume(spec) && stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    identity_drop(spec);
+    return found;
 }
 
 static bool set_variables(struct spec *spec, const char *path)
@@ -34,25 +37,33 @@ static bool set_variables(struct spec *spec, const char *path)
     return true;
 }
 
+static bool make_directory(const struct spec *spec, const char *path)
+{
+    if (mkdir(path, 0700) != 0 && !spare_take(spec, "directory", path))
+        return false;
+    return !spec->become || lchown(path, spec->uid, spec->gid) == 0;
+}
+
 const char *scratch_make(struct spec *spec)
 {
     const char *own = spec_env(spec, "TMPDIR");
     char *path;
     if (spec->work[0] == '\0' || (own && is_shared_directory(spec, own)))
         return "";
-    if (asprintf(&path, "%s/%d-%.8s", spec->work, (int)getpid(), spec->job) < 0 || mkdir(path, 0700) != 0)
+    if (asprintf(&path, "%s/%d-%.8s", spec->work, (int)getpid(), spec->job) < 0)
         return NULL;
-    if ((spec->become && lchown(path, spec->uid, spec->gid) != 0) || !set_variables(spec, path)) {
-        rmdir(path);
-        return NULL;
-    }
-    return path;
+    if (make_directory(spec, path) && set_variables(spec, path))
+        return path;
+    int error = errno;
+    rmdir(path);
+    errno = error;
+    return NULL;
 }
 
 bool scratch_renew(const struct spec *spec, const char *path)
 {
     scratch_remove(spec, path);
-    return path[0] == '\0' || (mkdir(path, 0700) == 0 && (!spec->become || lchown(path, spec->uid, spec->gid) == 0));
+    return path[0] == '\0' || make_directory(spec, path);
 }
 
 /* Empties the directory and closes it. What lies too deep is moved to `top`; false when there is such, and it is to be emptied again. */

@@ -35,6 +35,7 @@ static void set_run(struct spec *s, const char *v) { s->run = v; }
 static void set_memory_retry(struct spec *s, const char *v) { s->memory_retry = strcmp(v, "1") == 0; }
 static void set_groups_dropped(struct spec *s, const char *v) { s->groups_dropped = v; }
 static void set_processes(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->processes); }
+static void set_spares(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->spares); }
 static void set_oom(struct spec *s, const char *v) { s->spoilt |= !field_number(v, &s->oom); }
 static void set_tree(struct spec *s, const char *v) { s->namespaces = strcmp(v, "pidns") == 0; }
 static void set_views(struct spec *s, const char *v) { s->views = strcmp(v, "1") == 0; }
@@ -98,7 +99,7 @@ static const struct setter agents_word[] = {
     {"root", add_root}, {"path", add_path}, {"tree", set_tree}, {"views", set_views},
     {"refresh", set_refresh}, {"env", set_variable}, {"run", set_run}, {"oom", set_oom},
     {"memory_retry", set_memory_retry}, {"undo", add_undo}, {"groups_dropped", set_groups_dropped}, {"processes", set_processes},
-    {NULL, NULL}};
+    {"spares", set_spares}, {NULL, NULL}};
 
 static const struct setter claims[] = {
     {"umask", set_umask}, {"nice", set_nice}, {"limit", add_limit}, {"ignore", add_ignored}, {"stdin", set_stdin},

@@ -164,7 +164,7 @@ class Fleet:
         self._elsewhere(job, job.agent, "rejected", f"agent {job.agent.name} did not take it: {event.reason}")
 
     def _elsewhere(self, job: Job, agent: Agent, what: str, reason: str) -> None:
-        job.avoid = (*job.avoid, agent.name)
+        job.avoid, job.refusal = (*job.avoid, agent.name), reason
         if self._missing.is_final(job, reason):  # it was started after all, and its result is no more
             return
         if job.killed:

@@ -58,6 +58,7 @@ class Job:
         "offered_at",
         "peer",
         "queue",
+        "refusal",
         "result",
         "settled_at",
         "spec",
@@ -98,6 +99,7 @@ class Job:
         self.memory_bytes = 0  #: a machine with no more than this has too little memory for it
         self.alone = False  #: it needs a machine for itself
         self.avoid: tuple[str, ...] = ()  #: agents that rejected it
+        self.refusal = ""  #: why the last of them did
         self.stamp = ""
         self.offered_at = 0.0
         self.assigned_at = 0.0

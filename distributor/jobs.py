@@ -153,7 +153,7 @@ class Jobs:
             elif not verdict.pools:
                 self.admit(job)
             elif self.placement.are_all_among(verdict.pools, job.avoid, job.spec.agent):
-                self.fail(job, f"every agent that may take it has refused it: {', '.join(job.avoid)}", safe=True)
+                self.fail(job, f"every agent that may take it has refused it: {', '.join(job.avoid)}; the last: {job.refusal}", safe=True)
 
     def _offer(self, job: Job, agent: Agent) -> None:
         if job.peer is None:

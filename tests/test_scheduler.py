@@ -343,6 +343,7 @@ def test_rejected_jobs_go_elsewhere(desk: Desk) -> None:
     failed = desk.one(e.TellFailed)
     assert failed.safe is True
     assert "a1" in failed.reason
+    assert failed.reason.endswith("did not take it: no such user")
     assert "a2" in failed.reason
 
 
