@@ -69,9 +69,10 @@ class Farm:
 
     def __init__(
         self, directory: Path, *, agents: int = 2, slots: int = 2, listen: Sequence[str] = (), roots: Sequence[str] = ("/",),
-        under: Sequence[str] = (), more: Sequence[str] = (),
+        under: Sequence[str] = (), more: Sequence[str] = (), allow_root: bool = True,
     ) -> None:  # fmt: skip
         """`under` is a command that starts the distributor in surroundings of its own, `more` its further options."""
+        self._allow_root = allow_root and os.getuid() == 0
         self.directory = directory
         self._distributor_command = under, more
         self._log = (directory / "farm.log").open("ab")
@@ -126,7 +127,7 @@ class Farm:
 
     def _start_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> None:
         roots = [word for root in self._roots for word in ("--root", root)]
-        allow = ["--allow-root"] if os.getuid() == 0 else []
+        allow = ["--allow-root"] if self._allow_root else []
         argv = ["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more]
         self._commands[name] = argv, under
         self.agents[name] = self._start(argv, under)
