@@ -8,6 +8,11 @@ HARDEN := -fstack-protector-strong -D_FORTIFY_SOURCE=2
 # Static where the C library allows it: a dynamic start costs more CPU than the whole exchange.
 STATIC := $(shell printf 'int main(void){return 0;}' | $(CC) -static -x c - -o /dev/null 2>/dev/null && echo -static)
 
+# The wrapper's cryptography: libsodium's static library where there is one. Looked for only when the wrapper is built.
+SODIUM_TRY := printf '\043include <sodium.h>\nint main(void) { return sodium_init() < 0; }'
+SODIUM = $(shell for how in $(STATIC:%='% -lsodium') -l:libsodium.a -lsodium; do \
+  $(SODIUM_TRY) | $(CC) $(CFLAGS) $(LDFLAGS) -x c - -o /dev/null $$how 2>/dev/null && echo $$how && break; done)
+
 WRAPPER := $(wildcard wrapper/*.c coherence/*.c)
 RUNNER  := $(wildcard agent/*.c coherence/*.c)
 HEADERS := $(wildcard wrapper/*.h agent/*.h coherence/*.h protocol/*.h protocol/*.def)
@@ -17,7 +22,9 @@ programs: build/bin/dwrap build/bin/dwrap-runner
 
 build/bin/dwrap: $(WRAPPER) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(WARN) $(HARDEN) $(CFLAGS) $(STATIC) -I. $(WRAPPER) -o $@ $(LDFLAGS)
+	$(eval SODIUM := $(SODIUM))
+	@[ -n "$(SODIUM)" ] || { echo "dwrap: cannot build: libsodium's headers (or library) are missing; install libsodium-dev" >&2; exit 1; }
+	$(CC) $(WARN) $(HARDEN) $(CFLAGS) -I. $(WRAPPER) -o $@ $(LDFLAGS) $(SODIUM)
 
 build/bin/dwrap-runner: $(RUNNER) $(HEADERS)
 	@mkdir -p $(@D)

@@ -12,6 +12,7 @@ missing() { # the Debian packages of what is not here
     command -v cc >/dev/null 2>&1 || echo gcc
     command -v c++ >/dev/null 2>&1 || echo g++
     printf '#include <stdio.h>\nint main(void) { return 0; }\n' | cc -x c - -o /dev/null 2>/dev/null || echo libc6-dev
+    printf '#include <sodium.h>\nint main(void) { return sodium_init() < 0; }\n' | cc -x c - -o /dev/null -lsodium 2>/dev/null || echo libsodium-dev
 }
 
 as_root() {

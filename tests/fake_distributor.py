@@ -44,12 +44,18 @@ def result(status: int = 0, agent: str = "a1", **fields: int | str) -> Reply:
 class FakeDistributor:
     """Use as a context manager. `seen` holds every message, in order; `by_verb` selects."""
 
-    def __init__(self, script: Callable[[Message], Script], endpoint: str = "tcp://127.0.0.1:*", *, ipv6: bool = False) -> None:
+    def __init__(
+        self, script: Callable[[Message], Script], endpoint: str = "tcp://127.0.0.1:*", *, ipv6: bool = False,
+        prepare: Callable[[zmq.Context[Any], zmq.Socket[bytes]], None] | None = None,
+    ) -> None:
+        """`prepare` may set more options before the socket listens, keys for instance."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 0)
         self._socket.setsockopt(zmq.IPV6, ipv6)
+        if prepare:
+            prepare(self._context, self._socket)
         self._socket.bind(endpoint)
         self.address = self._socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")
         self._script = script

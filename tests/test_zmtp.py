@@ -11,18 +11,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from wrapper_program import ROOT, SANITIZE, build, clang, coverage
+from wrapper_program import ROOT, SANITIZE, SODIUM, build, clang, coverage
 
 VECTORS = ROOT / "protocol" / "vectors.txt"
 SECONDS = int(os.environ.get("DWRAP_FUZZ_SECONDS", "5"))
-FUZZER = ["tests/c/fuzz_zmtp.c", "wrapper/zmtp.c"]
+SOURCES = ["wrapper/zmtp.c", "wrapper/curve.c", *SODIUM]
+FUZZER = ["tests/c/fuzz_zmtp.c", *SOURCES]
 
 
 def test_golden_vectors_and_bad_peers(tmp_path: Path) -> None:
     try:
-        program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", "wrapper/zmtp.c"], *SANITIZE)
+        program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", *SOURCES], *SANITIZE)
     except subprocess.CalledProcessError:
-        program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", "wrapper/zmtp.c"])
+        program = build("cc", tmp_path / "test_zmtp", ["tests/c/test_zmtp.c", *SOURCES])
     done = subprocess.run([program, VECTORS], capture_output=True, text=True)
     print(done.stdout, done.stderr)
     assert done.returncode == 0

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WARNINGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wvla", "-Wstrict-prototypes", "-Wmissing-prototypes"]
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SODIUM = ["-lsodium"]  # after the sources
 SECONDS = 30
 
 
@@ -85,7 +86,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     sources = sorted(str(path.relative_to(ROOT)) for room in ("wrapper", "coherence") for path in (ROOT / room).glob("*.c"))
     if not has_sanitizers(tmp_path_factory.mktemp("try")):
         pytest.skip("this compiler has no address sanitizer")
-    return build("cc", tmp_path_factory.mktemp("sanitized") / "dwrap", sources, *SANITIZE)
+    return build("cc", tmp_path_factory.mktemp("sanitized") / "dwrap", [*sources, *SODIUM], *SANITIZE)
 
 
 @pytest.fixture

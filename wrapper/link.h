@@ -1,5 +1,5 @@
-/* One connection to a distributor: connect, handshake, whole messages in and out, and whether anybody is there.
- * Knows ZMTP and sockets; does not know what the messages mean. */
+/* One connection to a distributor: connect, handshake, is it who it should be, whole messages in and out, and whether anybody is there.
+ * Knows ZMTP, keys and sockets; does not know what the messages mean. */
 #ifndef DWRAP_LINK_H
 #define DWRAP_LINK_H
 
@@ -22,7 +22,8 @@ enum link_status {
     LINK_UNREACHABLE, /* nobody listens there, or the name is not known */
     LINK_SILENT,      /* no answer in time */
     LINK_STRANGE,     /* something answers that is not a distributor, or breaks the protocol */
-    LINK_FORBIDDEN,   /* it would carry commands unprotected over a network */
+    LINK_FORBIDDEN,   /* it would carry commands unprotected over a network, or our keys cannot be used */
+    LINK_DENIED,      /* it is not who it should be, or does not let us in: asking again is of no use */
     LINK_LOST,        /* it was open and is not any more */
 };
 
@@ -48,12 +49,16 @@ struct message {
     size_t data_length;
 };
 
-/* Connects and shakes hands, all before `deadline_ms`. */
+/* Connects, shakes hands and makes sure of who is there, all before `deadline_ms`. Where its key is known it must prove that it has it; else on
+ * this machine it must be run by somebody who is trusted, and elsewhere nobody is unless `insecure`. `why` has a remedy where there is one. */
 enum link_status link_open(struct link *l, const struct address *address, bool insecure, int64_t deadline_ms);
 void link_close(struct link *l);
 
 /* Queues one message. `data` may be NULL: then there is no body. False when there is no room. */
 bool link_queue(struct link *l, const char *verb, const struct fields_out *fields, const void *data, size_t length);
+
+/* Queues what the connection itself has to answer; whatever is sent past the queue goes after it. False when there is no room. */
+bool link_queue_reply(struct link *l);
 
 /* Room for input, after what is kept for credit and signals. */
 size_t link_room(const struct link *l);

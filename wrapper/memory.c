@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SILENT_SECONDS = 5, ALIVE_SECONDS = 60, ALIVE_AGAIN_SECONDS = 20, NAME_SECONDS = 60, READS_SECONDS = 86400, LOCK_TRIES = 25 };
+enum { SILENT_SECONDS = 5, ALIVE_SECONDS = 60, ALIVE_AGAIN_SECONDS = 20, NAME_SECONDS = 60, READS_SECONDS = 86400, SAID_SECONDS = 3600, LOCK_TRIES = 25 };
 
 static char directory[4096];
 static bool silent_known; /* the address at hand had a file when we looked */
@@ -229,14 +229,22 @@ int memory_lock(void)
     return fd;
 }
 
-bool memory_first_time(const char *topic)
+bool memory_is_time_to_say(const char *topic)
 {
     char path[sizeof directory + 300];
+    struct stat st;
     if (!directory_exists() || !file_name("said", topic, path, sizeof path))
         return true;
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    bool is_new = fd >= 0;
+    if (!is_new && errno == EEXIST)
+        fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0)
-        return errno != EEXIST;
+        return true;
+    /* Of those who find it old, one is first. */
+    bool ours = is_new || (flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &st) == 0 && !is_fresh(&st, SAID_SECONDS));
+    if (ours && !is_new)
+        futimens(fd, NULL);
     close(fd);
-    return true;
+    return ours;
 }

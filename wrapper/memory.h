@@ -33,7 +33,7 @@ void memory_keep_reads(const char *build, const char *bytes, size_t length);
 /* A descriptor that keeps the user's other wrappers from taking the same lock until it is closed; -1: it could not be had soon. */
 int memory_lock(void);
 
-/* True the first time this is asked for `topic` (and each time when nothing can be remembered). */
-bool memory_first_time(const char *topic);
+/* True once an hour for each `topic` (and each time when nothing can be remembered). */
+bool memory_is_time_to_say(const char *topic);
 
 #endif

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "wrapper/address.h"
+#include "wrapper/keys.h"
 #include "wrapper/memory.h"
 #include "wrapper/say.h"
 
@@ -43,6 +44,8 @@ static const char help[] =
     "  DWRAP_LOCAL=1              run the command here, at once\n"
     "  DWRAP_FALLBACK=local|fail  when no machine can take it: run it here (default), or wait and fail with 125\n"
     "  DWRAP_VERBOSE=1            one line on stderr about each command\n"
+    "  DWRAP_KEYS=DIR             where your key and the distributors' lie; dwrapctl join makes them\n"
+    "  DWRAP_INSECURE=1           allow other machines without keys; warns on stderr once an hour\n"
     "\n"
     "status: the command's own; 125 dwrap itself failed, 126 not executable, 127 not found.\n"
     "`dwrapctl why last` tells where the last command ran and why; `dwrapctl doctor` finds what is wrong.\n";
@@ -228,6 +231,7 @@ static void read_environment(struct settings *s)
 {
     choose_message_descriptor();
     memory_at(getenv("XDG_RUNTIME_DIR"));
+    keys_at(getenv("DWRAP_KEYS"), getenv("XDG_CONFIG_HOME"), getenv("HOME"));
     s->path = getenv("PATH");
     if (!s->path)
         s->path = "/bin:/usr/bin";
@@ -331,9 +335,11 @@ static void leave_out_links(struct settings *s, const char *name)
 {
     char full[PATH_MAX];
     struct stat self, st;
-    char *kept = malloc(strlen(s->path) + sizeof "/dev/null"), *end = kept;
     bool any = false;
-    if (!kept || !stat_self(&self))
+    if (!stat_self(&self))
+        return;
+    char *kept = malloc(strlen(s->path) + sizeof "/dev/null"), *end = kept;
+    if (!kept)
         return;
     for (const char *at = s->path; at;) {
         size_t length = strcspn(at, ":");

@@ -153,6 +153,12 @@ static bool is_refusal(enum link_status status)
     return status == LINK_UNREACHABLE || status == LINK_LOST;
 }
 
+/* Not a matter of time: the same will be found when it is asked again. */
+static bool is_final(enum link_status status)
+{
+    return status == LINK_DENIED || status == LINK_FORBIDDEN;
+}
+
 /* The same, but one that refuses and was alive a moment ago is given until the deadline to start anew. */
 static enum link_status reach_patiently(const struct address *address, struct job *job, int64_t deadline_ms, struct message *m, const char **here)
 {
@@ -190,6 +196,8 @@ static enum link_status ask_again(const struct address *address, struct job *job
         poll(NULL, 0, pause + (int)stagger);
         job_name(job);
         status = reach(address, job, deadline, &m, &here);
+        if (is_final(status))
+            return status;
         if (status != LINK_FINE)
             continue;
         int64_t began = now_ms();
@@ -205,10 +213,12 @@ static enum link_status ask_again(const struct address *address, struct job *job
     return status;
 }
 
-static void warn_once(const struct address *address)
+/* Loudly, but not for each command of a build: once an hour for each user and address. */
+static void warn(const struct address *address)
 {
-    if (memory_first_time(address->text))
-        say("%s is not encrypted: everyone on the way can read and change your commands; DWRAP_INSECURE=1 allows it", address->text);
+    if (memory_is_time_to_say(address->text))
+        say("%s is not encrypted: everyone on the way can read and change your commands; DWRAP_INSECURE=1 allows it; dwrapctl join ends it",
+            address->text);
 }
 
 static void remember(const struct address *address, enum link_status status)
@@ -227,12 +237,14 @@ static void stay(const struct address *address, struct job *job, struct message 
     enum link_status status = converse(address, job, m, signals, a);
     if (status != LINK_FINE && status != LINK_SILENT)
         status = ask_again(address, job, signals, a);
-    if (status != LINK_FINE)
+    if (is_final(status))
+        answer_with(a, ANSWER_UNAVAILABLE, "%s: %s", address->text, connection.why);
+    else if (status != LINK_FINE)
         answer_with(a, ANSWER_UNAVAILABLE, "%s: %.900s while the command waited for a slot", address->text, connection.why);
 }
 
-/* Asks one distributor. True when its answer counts, false when the next one is to be tried. */
-static bool ask(const struct address *address, struct job *job, int64_t share_ms, struct signals *signals, struct answer *a)
+/* Asks one distributor. True when its answer counts, false when the next one is to be tried; *denied when it need not be asked again. */
+static bool ask(const struct address *address, struct job *job, int64_t share_ms, struct signals *signals, struct answer *a, bool *denied)
 {
     struct message m;
     const char *here = NULL;
@@ -241,14 +253,17 @@ static bool ask(const struct address *address, struct job *job, int64_t share_ms
     int64_t patience = brief && FIRST_WORD_AGAIN_MS < share_ms ? FIRST_WORD_AGAIN_MS : share_ms;
     enum link_status status = reach_patiently(address, job, now_ms() + patience, &m, &here);
     if (connection.exposed && status != LINK_FORBIDDEN)
-        warn_once(address);
+        warn(address);
     remember(address, status);
+    *denied = status == LINK_DENIED;
     if (here)
         answer_with(a, ANSWER_HERE, "%s", here);
     else if (status == LINK_FINE)
         stay(address, job, &m, signals, a);
     else if (status == LINK_FORBIDDEN)
-        answer_with(a, ANSWER_REFUSED, "%s: %s; set DWRAP_INSECURE=1 if you trust everyone on that network", address->text, connection.why);
+        answer_with(a, ANSWER_REFUSED, "%s: %s", address->text, connection.why);
+    else if (status == LINK_DENIED)
+        answer_with(a, ANSWER_UNAVAILABLE, "%s: %s", address->text, connection.why);
     else if (status == LINK_STRANGE)
         answer_with(a, ANSWER_UNAVAILABLE, "something else answers at %s: %s; check the address", address->text, connection.why);
     else
@@ -271,19 +286,24 @@ static size_t parse_hosts(const char *hosts, struct address addresses[HOSTS])
     return count;
 }
 
-static void ask_each(struct job *job, const struct address *addresses, size_t count, struct signals *signals, struct answer *a)
+/* Asks those that have not denied themselves. False when no other answer is to be expected from any. */
+static bool ask_each(struct job *job, const struct address *addresses, size_t count, bool denied[HOSTS], struct signals *signals, struct answer *a)
 {
     int64_t deadline = now_ms() + FIRST_WORD_MS;
+    bool again = false;
     for (size_t i = 0; i < count; i++) {
         int64_t left = deadline - now_ms(), share = left / (int64_t)(count - i);
-        if (ask(&addresses[i], job, share > FIRST_WORD_AGAIN_MS ? share : FIRST_WORD_AGAIN_MS, signals, a))
-            return;
+        if (!denied[i] && ask(&addresses[i], job, share > FIRST_WORD_AGAIN_MS ? share : FIRST_WORD_AGAIN_MS, signals, a, &denied[i]))
+            return false;
+        again = again || !denied[i];
     }
+    return again;
 }
 
 void remote_run(struct job *job, struct signals *signals, struct answer *answer)
 {
     static struct address addresses[HOSTS];
+    bool denied[HOSTS] = { false };
     const struct settings *s = job->settings;
     size_t count = parse_hosts(s->hosts, addresses);
     int64_t give_up = now_ms() + s->patience_ms;
@@ -291,10 +311,6 @@ void remote_run(struct job *job, struct signals *signals, struct answer *answer)
         answer_with(answer, ANSWER_UNAVAILABLE, "no distributor is configured");
         return;
     }
-    for (;;) {
-        ask_each(job, addresses, count, signals, answer);
-        if (answer->kind != ANSWER_UNAVAILABLE || !s->fallback_fail || s->explain || now_ms() >= give_up)
-            return;
+    while (ask_each(job, addresses, count, denied, signals, answer) && s->fallback_fail && !s->explain && now_ms() < give_up)
         poll(NULL, 0, RETRY_MS);
-    }
 }

@@ -1,4 +1,4 @@
-/* SUBMIT and GO. argv and env are sent from where the kernel put them, without copies. Does not know what is answered. */
+/* SUBMIT and GO. argv and env are sent from where the kernel put them, without copies unless they are encrypted. Does not know what is answered. */
 #include "wrapper/talk.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@
 #include "wrapper/reads.h"
 #include "wrapper/seen.h"
 
-enum { GO_PATIENCE_MS = 10000, PIECES = 128, MOST_GROUPS = 4096 };
+enum { GO_PATIENCE_MS = 10000, GO_FRAMES = 5, PIECES = 128, MOST_GROUPS = 4096 };
 
 void job_start(struct job *job, const struct settings *settings, const struct stream streams[3], const char *cwd)
 {
@@ -77,6 +77,7 @@ const char *submit_prepare(struct job *job)
     fields_add(&out, "build", s->build ? s->build : job->build);
     fields_add(&out, "host", host.nodename);
     fields_addf(&out, "pid", "%d", (int)getpid());
+    fields_addf(&out, "uid", "%u", (unsigned)geteuid());
     fields_add(&out, "inputs", "tree");
     fields_add(&out, "width", "1");
     fields_addf(&out, "priority", "%ld", s->priority);
@@ -340,26 +341,82 @@ static const char *entry_to_send(const char *entry, const struct replaced found[
     return entry;
 }
 
-/* The environment's frame: its length when `g` is NULL, else its bytes. */
-static size_t gather_environment(struct gather *g, const struct replaced found[REPLACED])
+/* A frame of GO. In clear its parts are sent from where they lie. An encrypted one is a whole, so they are put together first:
+ * that copy, with the next byte's place in it, lasts until the message has gone. */
+struct go_frame {
+    unsigned char front[ZMTP_FRONT_BYTES];
+    unsigned char *copy, *at;
+};
+
+static void frame_begin(struct gather *g, struct go_frame *f, size_t length, bool more)
 {
-    size_t total = 0;
+    const struct zmtp *z = &g->link->zmtp;
+    size_t before = zmtp_front(z, f->front, length, more);
+    if (!z->secure) {
+        gather_add(g, f->front, before);
+        return;
+    }
+    f->copy = malloc(before + length);
+    if (!f->copy)
+        say_and_leave("out of memory; run fewer jobs at once");
+    f->at = mempcpy(f->copy, f->front, before);
+}
+
+static void frame_add(struct gather *g, struct go_frame *f, const void *bytes, size_t length)
+{
+    if (f->copy)
+        f->at = length ? mempcpy(f->at, bytes, length) : f->at;
+    else
+        gather_add(g, bytes, length);
+}
+
+/* `length` is frame_begin's: all of it was added. */
+static void frame_end(struct gather *g, struct go_frame *f, size_t length)
+{
+    if (!f->copy)
+        return;
+    zmtp_seal(&g->link->zmtp, f->at - length, length);
+    gather_add(g, f->copy, (size_t)(f->at - f->copy));
+}
+
+static void add_frame(struct gather *g, struct go_frame *f, const void *bytes, size_t length, bool more)
+{
+    frame_begin(g, f, length, more);
+    frame_add(g, f, bytes, length);
+    frame_end(g, f, length);
+}
+
+static void add_arguments(struct gather *g, struct go_frame *f, const struct settings *s)
+{
+    size_t length = 0;
+    for (int i = 0; i < s->count; i++)
+        length += strlen(s->command[i]) + 1;
+    frame_begin(g, f, length, true);
+    for (int i = 0; i < s->count; i++)
+        frame_add(g, f, s->command[i], strlen(s->command[i]) + 1);
+    frame_end(g, f, length);
+}
+
+static void add_environment(struct gather *g, struct go_frame *f, const struct replaced found[REPLACED])
+{
+    size_t length = 0;
     for (char **at = environ; *at; at++) {
         const char *entry = entry_to_send(*at, found);
-        if (!entry)
-            continue;
-        size_t length = strlen(entry) + 1;
-        total += length;
-        if (g)
-            gather_add(g, entry, length);
+        length += entry ? strlen(entry) + 1 : 0;
     }
-    return total;
+    frame_begin(g, f, length, true);
+    for (char **at = environ; *at; at++) {
+        const char *entry = entry_to_send(*at, found);
+        if (entry)
+            frame_add(g, f, entry, strlen(entry) + 1);
+    }
+    frame_end(g, f, length);
 }
 
 enum link_status go_send(struct link *l, const struct job *job, const char *stamp, const sigset_t *mask)
 {
     static char fields_bytes[GO_FIELDS_BYTES];
-    unsigned char header[5][ZMTP_HEADER_BYTES];
+    struct go_frame frames[GO_FRAMES] = { 0 };
     struct replaced found[REPLACED];
     struct gather g = { .link = l, .mask = mask };
     struct fields_out fields = fields_into(fields_bytes, sizeof fields_bytes);
@@ -369,25 +426,20 @@ enum link_status go_send(struct link *l, const struct job *job, const char *stam
     fields_add(&fields, "stamp", stamp);
 
     /* What was queued before (a PONG) goes first. */
+    if (!link_queue_reply(l))
+        return LINK_LOST; /* it does not read, and sends PINGs all the same */
     gather_add(&g, l->out + l->out_start, l->out_end - l->out_start);
-    gather_add(&g, header[0], zmtp_frame_header(header[0], 2, true));
-    gather_add(&g, "GO", 2);
-    gather_add(&g, header[1], zmtp_frame_header(header[1], fields.length, true));
-    gather_add(&g, fields.at, fields.length);
-    size_t length = 0;
-    for (int i = 0; i < job->settings->count; i++)
-        length += strlen(job->settings->command[i]) + 1;
-    gather_add(&g, header[2], zmtp_frame_header(header[2], length, true));
-    for (int i = 0; i < job->settings->count; i++)
-        gather_add(&g, job->settings->command[i], strlen(job->settings->command[i]) + 1);
     find_replaced(found);
-    gather_add(&g, header[3], zmtp_frame_header(header[3], gather_environment(NULL, found), true));
-    gather_environment(&g, found);
-    gather_add(&g, header[4], zmtp_frame_header(header[4], job->seen_length, false));
-    gather_add(&g, job->seen, job->seen_length);
+    add_frame(&g, &frames[0], "GO", 2, true);
+    add_frame(&g, &frames[1], fields.at, fields.length, true);
+    add_arguments(&g, &frames[2], job->settings);
+    add_environment(&g, &frames[3], found);
+    add_frame(&g, &frames[4], job->seen, job->seen_length, false);
     gather_flush(&g);
     for (int i = 0; i < REPLACED; i++)
         free(found[i].text);
+    for (int i = 0; i < GO_FRAMES; i++)
+        free(frames[i].copy);
     l->out_start = l->out_end = 0;
     return g.status;
 }

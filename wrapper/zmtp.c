@@ -7,11 +7,14 @@
 
 enum { FLAG_MORE = 1, FLAG_LONG = 2, FLAG_COMMAND = 4, FLAGS_KNOWN = 7, SMALL_ROOM = 16 * 1024 };
 
-static const char greeting[ZMTP_GREETING_BYTES] = { '\xff', 0, 0, 0, 0, 0, 0, 0, 1, '\x7f', 3, 1, 'N', 'U', 'L', 'L' };
+enum { VERSION_BYTES = 11, MECHANISM_AT = 12, MECHANISM_BYTES = 20, METADATA_BYTES = 22 };
 
-/* READY with Socket-Type=DEALER. */
+static const char mechanisms[2][MECHANISM_BYTES] = { "NULL", "CURVE" };
+
+/* READY with Socket-Type=DEALER, which is all that we say of us in INITIATE too. */
 static const char ready[] = "\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06"
                             "DEALER";
+static const char *const metadata = ready + 8;
 
 static void reply_add(struct zmtp *z, const void *bytes, size_t length)
 {
@@ -21,23 +24,47 @@ static void reply_add(struct zmtp *z, const void *bytes, size_t length)
     z->reply_length += length;
 }
 
-void zmtp_start(struct zmtp *z)
+static enum zmtp_event broken_by(struct zmtp *z, enum zmtp_fault fault, const char *why)
 {
-    /* Not memset: the buffer's pages stay untouched until they are needed. */
-    z->state = ZMTP_IN_GREETING;
-    z->why = "";
-    z->frame_count = 0;
-    z->start = z->at = z->end = 0;
-    z->delivered = false;
-    z->reply_length = 0;
-    reply_add(z, greeting, sizeof greeting);
+    z->state = ZMTP_BROKEN;
+    z->fault = fault;
+    z->why = why;
+    return ZMTP_BAD;
 }
 
 static enum zmtp_event broken(struct zmtp *z, const char *why)
 {
-    z->state = ZMTP_BROKEN;
-    z->why = why;
-    return ZMTP_BAD;
+    return broken_by(z, ZMTP_STRANGE, why);
+}
+
+/* Our greeting from one byte to another. */
+static void greet(struct zmtp *z, size_t from, size_t to)
+{
+    char greeting[ZMTP_GREETING_BYTES] = { '\xff', 0, 0, 0, 0, 0, 0, 0, 1, '\x7f', 3, 1 };
+    memcpy(greeting + MECHANISM_AT, mechanisms[z->secure], MECHANISM_BYTES);
+    reply_add(z, greeting + from, to - from);
+}
+
+void zmtp_start(struct zmtp *z, const struct curve_keys *keys, bool careful)
+{
+    /* Not memset: the buffer's pages stay untouched until they are needed. */
+    z->state = ZMTP_IN_GREETING;
+    z->why = "";
+    z->secure = keys != NULL;
+    z->careful = careful || z->secure;
+    z->frame_count = 0;
+    z->start = z->at = z->end = 0;
+    z->delivered = false;
+    z->reply_length = 0;
+    greet(z, 0, z->careful ? VERSION_BYTES : ZMTP_GREETING_BYTES);
+    if (keys && !curve_start(&z->curve, keys))
+        broken_by(z, ZMTP_UNPROVEN, "the key that is known of it is none");
+}
+
+void zmtp_end(struct zmtp *z)
+{
+    if (z->secure)
+        curve_end(&z->curve);
 }
 
 char *zmtp_space(struct zmtp *z, size_t *room)
@@ -64,6 +91,23 @@ void zmtp_received(struct zmtp *z, size_t length)
     z->end += length;
 }
 
+/* Never a weaker one than ours: whoever stands between could choose it. */
+static enum zmtp_event wrong_mechanism(struct zmtp *z, const unsigned char *theirs)
+{
+    if (z->secure)
+        return broken_by(z, ZMTP_UNPROVEN, "it speaks without encryption");
+    if (memcmp(theirs, mechanisms[true], MECHANISM_BYTES) == 0)
+        return broken_by(z, ZMTP_ASKS_KEYS, "it asks for keys");
+    return broken(z, "it asks for a security mechanism that is not known here");
+}
+
+static void say_hello(struct zmtp *z)
+{
+    unsigned char hello[2 + CURVE_HELLO_BYTES] = { FLAG_COMMAND, CURVE_HELLO_BYTES };
+    curve_hello(&z->curve, hello + 2);
+    reply_add(z, hello, sizeof hello);
+}
+
 static enum zmtp_event read_greeting(struct zmtp *z)
 {
     const unsigned char *at = (unsigned char *)z->buffer;
@@ -76,11 +120,16 @@ static enum zmtp_event read_greeting(struct zmtp *z)
         return broken(z, "it speaks a ZMTP older than 3");
     if (have < ZMTP_GREETING_BYTES)
         return ZMTP_MORE;
-    if (memcmp(at + 12, greeting + 12, 20) != 0)
-        return broken(z, "it asks for a security mechanism, and no keys are set up here");
+    if (memcmp(at + MECHANISM_AT, mechanisms[z->secure], MECHANISM_BYTES) != 0)
+        return wrong_mechanism(z, at + MECHANISM_AT);
     z->at = z->start = ZMTP_GREETING_BYTES;
     z->state = ZMTP_IN_HANDSHAKE;
-    reply_add(z, ready, sizeof ready - 1);
+    if (z->careful)
+        greet(z, VERSION_BYTES, ZMTP_GREETING_BYTES);
+    if (z->secure)
+        say_hello(z);
+    else
+        reply_add(z, ready, sizeof ready - 1);
     return ZMTP_OPENED; /* of this step only: zmtp_next goes on to the handshake */
 }
 
@@ -121,9 +170,9 @@ static bool command_is(const struct zmtp_frame *frame, const char *name)
 }
 
 /* READY's properties: a length and a name, four bytes of length and a value. True when we talk to a ROUTER. */
-static bool ready_is_router(const struct zmtp_frame *frame)
+static bool names_a_router(const void *properties, size_t length)
 {
-    const unsigned char *at = (const unsigned char *)frame->at + 6, *end = (const unsigned char *)frame->at + frame->length;
+    const unsigned char *at = properties, *end = at + length;
     bool router = false;
     while (at < end) {
         size_t name = *at;
@@ -141,6 +190,33 @@ static bool ready_is_router(const struct zmtp_frame *frame)
     return router;
 }
 
+/* The front of a frame: its header and, with CURVE, room for what goes before `length` bytes in it. */
+static size_t front(const struct zmtp *z, unsigned char *out, size_t length, unsigned flags)
+{
+    size_t header = zmtp_frame_header(out, length + (z->secure ? CURVE_FRONT_BYTES : 0), false);
+    if (!z->secure) {
+        out[0] |= (unsigned char)flags;
+        return header;
+    }
+    out[header + CURVE_FRONT_BYTES - 1] = (flags & FLAG_MORE ? CURVE_MORE : 0) | (flags & FLAG_COMMAND ? CURVE_COMMAND : 0);
+    return header + CURVE_FRONT_BYTES;
+}
+
+/* A command that comes in clear, as we write it, on this connection. */
+static size_t command(struct zmtp *z, unsigned char *out, const char *clear, size_t length)
+{
+    size_t before = front(z, out, length - 2, FLAG_COMMAND);
+    memcpy(out + before, clear + 2, length - 2);
+    zmtp_seal(z, out + before, length - 2);
+    return before + length - 2;
+}
+
+static void reply_command(struct zmtp *z, const char *clear, size_t length)
+{
+    unsigned char bytes[2 + CURVE_FRONT_BYTES + 32];
+    reply_add(z, bytes, command(z, bytes, clear, length));
+}
+
 static void answer_ping(struct zmtp *z, const struct zmtp_frame *ping)
 {
     /* "\4PING", two bytes of time to live, up to 16 of context, which comes back. */
@@ -151,7 +227,15 @@ static void answer_ping(struct zmtp *z, const struct zmtp_frame *ping)
     if (context)
         memcpy(pong + 7, ping->at + 7, context);
     pong[1] = (char)(5 + context);
-    reply_add(z, pong, 7 + context);
+    reply_command(z, pong, 7 + context);
+}
+
+static enum zmtp_event opened(struct zmtp *z, const void *properties, size_t length)
+{
+    if (!names_a_router(properties, length))
+        return broken(z, "it is a ZeroMQ socket, but not a distributor's");
+    z->state = ZMTP_OPEN;
+    return ZMTP_OPENED;
 }
 
 static enum zmtp_event take_command(struct zmtp *z, const struct zmtp_frame *frame)
@@ -161,10 +245,7 @@ static enum zmtp_event take_command(struct zmtp *z, const struct zmtp_frame *fra
     if (z->state == ZMTP_IN_HANDSHAKE) {
         if (!command_is(frame, "READY"))
             return broken(z, "its handshake is not a ROUTER's");
-        if (!ready_is_router(frame))
-            return broken(z, "it is a ZeroMQ socket, but not a distributor's");
-        z->state = ZMTP_OPEN;
-        return ZMTP_OPENED;
+        return opened(z, frame->at + 6, frame->length - 6);
     }
     if (command_is(frame, "PING"))
         answer_ping(z, frame);
@@ -188,6 +269,57 @@ static enum zmtp_event take_part(struct zmtp *z, unsigned flags, const struct zm
     return ZMTP_MESSAGE;
 }
 
+static enum zmtp_event take_clear(struct zmtp *z, unsigned flags, const struct zmtp_frame *frame)
+{
+    return flags & FLAG_COMMAND ? take_command(z, frame) : take_part(z, flags, frame);
+}
+
+/* ERROR in the handshake: whoever sends it has not proved anything yet, so it may only end the connection. */
+static enum zmtp_event take_refusal(struct zmtp *z, const struct zmtp_frame *frame)
+{
+    bool denied = frame->length == 10 && memcmp(frame->at + 6, "\x03" "400", 4) == 0;
+    return denied ? broken_by(z, ZMTP_REFUSES_KEY, "it does not let this key in") : broken_by(z, ZMTP_UNABLE, "it cannot check keys now");
+}
+
+/* WELCOME, then READY. */
+static enum zmtp_event take_handshake(struct zmtp *z, const struct zmtp_frame *frame)
+{
+    unsigned char initiate[ZMTP_HEADER_BYTES + CURVE_INITIATE_BYTES], *bytes = (unsigned char *)z->buffer + (frame->at - z->buffer);
+    struct curve_part properties;
+    size_t length;
+    if (command_is(frame, "ERROR"))
+        return take_refusal(z, frame);
+    if (!command_is(frame, "WELCOME")) {
+        const char *why = curve_ready(&z->curve, bytes, frame->length, &properties);
+        return why ? broken_by(z, ZMTP_UNPROVEN, why) : opened(z, properties.at, properties.length);
+    }
+    const char *why = curve_welcome(&z->curve, bytes, frame->length, metadata, METADATA_BYTES, initiate + ZMTP_HEADER_BYTES, &length);
+    if (why)
+        return broken_by(z, ZMTP_UNPROVEN, why);
+    zmtp_frame_header(initiate, length, false); /* it is longer than 255 bytes: all nine */
+    initiate[0] |= FLAG_COMMAND;
+    reply_add(z, initiate, ZMTP_HEADER_BYTES + length);
+    return ZMTP_MORE;
+}
+
+/* A frame of an encrypted connection. */
+static enum zmtp_event take_secure(struct zmtp *z, unsigned flags, const struct zmtp_frame *frame)
+{
+    struct curve_part carried;
+    unsigned inner;
+    if (z->state == ZMTP_IN_HANDSHAKE)
+        return flags & FLAG_COMMAND ? take_handshake(z, frame) : broken(z, "it sent a message before its handshake");
+    if (flags & (FLAG_COMMAND | FLAG_MORE))
+        return broken(z, "it sent something that is not encrypted");
+    const char *why = curve_open(&z->curve, (unsigned char *)z->buffer + (frame->at - z->buffer), frame->length, &inner, &carried);
+    if (why)
+        return broken(z, why);
+    if (inner > CURVE_COMMAND)
+        return broken(z, "it sent a malformed frame");
+    flags = inner == CURVE_COMMAND ? FLAG_COMMAND : inner == CURVE_MORE ? FLAG_MORE : 0;
+    return take_clear(z, flags, &(struct zmtp_frame){ (char *)carried.at, carried.length });
+}
+
 enum zmtp_event zmtp_next(struct zmtp *z)
 {
     if (z->state == ZMTP_BROKEN)
@@ -209,7 +341,7 @@ enum zmtp_event zmtp_next(struct zmtp *z)
         if (event != ZMTP_MESSAGE)
             return event;
         z->at = (size_t)(frame.at - z->buffer) + frame.length;
-        event = flags & FLAG_COMMAND ? take_command(z, &frame) : take_part(z, flags, &frame);
+        event = z->secure ? take_secure(z, flags, &frame) : take_clear(z, flags, &frame);
         if (z->frame_count == 0)
             z->start = z->at; /* a command between messages leaves nothing to keep */
         if (event != ZMTP_MORE)
@@ -230,7 +362,18 @@ size_t zmtp_frame_header(unsigned char out[ZMTP_HEADER_BYTES], size_t length, bo
     return 9;
 }
 
-void zmtp_ping(unsigned char out[ZMTP_PING_BYTES])
+size_t zmtp_front(const struct zmtp *z, unsigned char out[ZMTP_FRONT_BYTES], size_t length, bool more)
 {
-    memcpy(out, "\x04\x07\x04PING\0\0", ZMTP_PING_BYTES);
+    return front(z, out, length, more ? FLAG_MORE : 0);
+}
+
+void zmtp_seal(struct zmtp *z, unsigned char *bytes, size_t length)
+{
+    if (z->secure)
+        curve_seal(&z->curve, bytes - CURVE_FRONT_BYTES, length, bytes[-1]);
+}
+
+size_t zmtp_ping(struct zmtp *z, unsigned char out[ZMTP_PING_BYTES])
+{
+    return command(z, out, "\x04\x07\x04PING\0\0", 9);
 }

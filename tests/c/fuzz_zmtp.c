@@ -84,7 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const char ready[] = "\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
     if (size < 1)
         return 0;
-    zmtp_start(&z);
+    zmtp_start(&z, NULL, false);
     if (data[0] & 1) {
         feed((const uint8_t *)hello, sizeof hello, sizeof hello);
         feed((const uint8_t *)ready, sizeof ready - 1, sizeof ready);

@@ -70,7 +70,7 @@ static void open_connection(void)
 {
     unsigned char hello[128];
     size_t length = greeting_of_router(hello);
-    zmtp_start(&z);
+    zmtp_start(&z, NULL, false);
     feed(hello, length);
     enum zmtp_event event = zmtp_next(&z);
     check(event == ZMTP_OPENED, "handshake", z.why);
@@ -174,7 +174,7 @@ static void check_bad(const char *name, const void *bytes, size_t length, bool o
     if (opened)
         open_connection();
     else
-        zmtp_start(&z);
+        zmtp_start(&z, NULL, false);
     feed(bytes, length);
     enum zmtp_event event;
     do

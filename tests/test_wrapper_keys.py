@@ -1,0 +1,249 @@
+"""The wrapper's keys as files: which are read, and which are none because others may have read or written them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import wrapper_program
+from curve_peer import Pair, locked, write_keys
+from fake_distributor import FakeDistributor, offer_then, result
+from wrapper_program import Wrapper
+
+program = wrapper_program.program
+dwrap = wrapper_program.dwrap
+FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "0"}
+SERVER, USER, OTHER = Pair.new(), Pair.new(), Pair.new()
+STRANGER = 54321
+PAIR = f"public = {USER.public.hex()}\nsecret = {USER.secret.hex()}\n"
+
+
+@pytest.fixture
+def distributor() -> Iterator[FakeDistributor]:
+    with FakeDistributor(offer_then(result()), prepare=locked(SERVER)) as d:
+        yield d
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("files of another user need root")
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+def link_to(path: Path) -> None:
+    real = path.with_name("elsewhere")
+    real.touch(0o600)
+    real.write_text(PAIR)
+    path.symlink_to(real)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.chmod(0o640), ["open to others (mode 640)", "chmod 600"]),
+        (lambda path: path.chmod(0o602), ["open to others (mode 602)", "chmod 600"]),
+        (lambda path: os.chown(path, STRANGER, 0), [f"belongs to uid {STRANGER}"]),
+        (lambda path: replace(path, os.mkfifo), ["not a regular file"]),
+        (lambda path: replace(path, os.mkdir), ["not a regular file"]),
+        (lambda path: replace(path, lambda new: new.symlink_to("/dev/zero")), ["not a regular file"]),
+        (lambda path: path.unlink(), ["there is no key of yours", "dwrapctl join"]),
+        (lambda path: path.write_text(PAIR + "#" * 5000), ["larger than 4096 bytes"]),
+        (lambda path: path.write_text(""), ["holds no key pair"]),
+        (lambda path: path.write_text(PAIR.replace("secret", "sacred")), ["holds no key pair"]),
+        (lambda path: path.write_text(PAIR.replace(USER.secret.hex(), USER.secret.hex()[:-1])), ["holds no key pair"]),
+        (lambda path: path.write_text(PAIR.replace(USER.secret.hex(), OTHER.secret.hex())), ["holds no key pair"]),
+        (lambda path: path.write_bytes(PAIR.encode().replace(b"secret", b"\0secret")), ["holds no key pair"]),
+    ],
+)
+def test_a_key_file_that_is_none(dwrap: Wrapper, distributor: FakeDistributor, spoil: Callable[[Path], object], words: list[str]) -> None:
+    needs_root()
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    file = dwrap.directory / "keys" / "client.key"
+    spoil(file)
+    for setting in (FAIL, {}):  # it is the user's to mend: nothing runs here instead
+        done = dwrap.run(distributor.address, "echo", "ran", env=setting | env)
+        assert (done.returncode, done.stdout) == (125, b"")
+        assert done.stderr.count(b"\n") == 1
+        assert all(word.encode() in done.stderr for word in [*words, str(file)])
+        assert USER.secret.hex().encode() not in done.stderr
+    assert distributor.seen == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text(PAIR),
+        lambda path: path.write_text(f"# mine\n\nname = desk\n\tpublic={USER.public.hex()}  # half\r\nsecret = {USER.secret.hex()}\r\n"),
+        lambda path: path.write_text(PAIR.rstrip("\n")),
+        lambda path: path.write_text(PAIR + "#" * (4096 - len(PAIR))),
+        lambda path: path.chmod(0o400),
+        lambda path: replace(path, link_to),
+    ],
+)
+def test_a_key_file_that_is_one(dwrap: Wrapper, distributor: FakeDistributor, write: Callable[[Path], object]) -> None:
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    write(dwrap.directory / "keys" / "client.key")
+    done = dwrap.run(distributor.address, "cmd", env=FAIL | env)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+KNOWN = SERVER.public.hex()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{0}\n", ["line 1", "is not understood"]),
+        ("# x\n{0} " + KNOWN[:-1] + "\n", ["line 2", "is not understood"]),
+        ("{0} " + KNOWN + "0\n", ["is not understood"]),
+        ("{0} " + KNOWN.upper().replace("0", "A") + "\n", ["is not understood"]),
+        ("{0} " + KNOWN + " more\n", ["is not understood"]),
+        ("{0} uid=\n", ["is not understood"]),
+        ("{0} uid=-1\n", ["is not understood"]),
+        ("{0} uid=4294967295\n", ["is not understood"]),
+        ("{0} uid=5x\n", ["is not understood"]),
+        ("{0} broken\n{0} " + KNOWN + "\n", ["line 1"]),
+        ("{0} " + "0" * 64 + "\n", ["does not prove who it is"]),
+        ("#" * (1024 * 1024 + 1), ["larger than 1048576 bytes"]),
+    ],
+)
+def test_known_distributors_that_are_none(dwrap: Wrapper, distributor: FakeDistributor, text: str, words: list[str]) -> None:
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    (dwrap.directory / "keys" / "known_distributors").write_text(text.replace("{0}", distributor.address))
+    done = dwrap.run(distributor.address, "cmd", env=FAIL | env)
+    assert (done.returncode, done.stderr.count(b"\n")) == (125, 1)
+    assert all(word.encode() in done.stderr for word in [*words, str(dwrap.directory / "keys" / "known_distributors")])
+    assert distributor.seen == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{0} " + KNOWN,
+        "\t{0}\t" + KNOWN + "\t# it\r\n",
+        "# {0} nonsense\ntcp://other:1 nonsense\n{0}0 nonsense\n{0} " + KNOWN + "\n{0} " + "0" * 64 + "\n",
+        "#" * 1_000_000 + "\n{0} " + KNOWN + "\n",
+    ],
+)
+def test_known_distributors_that_are_some(dwrap: Wrapper, distributor: FakeDistributor, text: str) -> None:
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    (dwrap.directory / "keys" / "known_distributors").write_text(text.replace("{0}", distributor.address))
+    done = dwrap.run(distributor.address, "cmd", env=FAIL | env)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda path: path.chmod(0o646), b"open to others"),
+        (lambda path: os.chown(path, STRANGER, 0), b"belongs to uid"),
+        (lambda path: replace(path, os.mkfifo), b"not a regular file"),
+        (lambda path: replace(path, os.mkdir), b"not a regular file"),
+    ],
+)
+def test_known_distributors_that_others_may_have_written(
+    dwrap: Wrapper, distributor: FakeDistributor, spoil: Callable[[Path], object], word: bytes
+) -> None:
+    needs_root()
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    spoil(dwrap.directory / "keys" / "known_distributors")
+    done = dwrap.run(distributor.address, "cmd", env=FAIL | env)
+    assert done.returncode == 125
+    assert word in done.stderr
+
+
+def test_the_address_is_known_however_it_was_written(dwrap: Wrapper, distributor: FakeDistributor) -> None:
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    assert dwrap.run("-H", distributor.address.removeprefix("tcp://"), "cmd", env=FAIL | env).returncode == 0
+
+
+@pytest.fixture
+def stranger(dwrap: Wrapper) -> Iterator[Wrapper]:
+    """The wrapper where another user can run it."""
+    needs_root()
+    place = Path(tempfile.mkdtemp(prefix="dwrap-"))
+    os.chown(place, STRANGER, STRANGER)
+    program = place / "dwrap"
+    shutil.copy2(dwrap.program, program)
+    theirs = Wrapper(program, place)
+    os.chown(theirs.runtime, STRANGER, STRANGER)
+    yield theirs
+    shutil.rmtree(place)
+
+
+def give(directory: Path, user: int) -> None:
+    for path in [directory, *directory.rglob("*")]:
+        os.chown(path, user, user)
+
+
+@pytest.mark.parametrize("config", ["home", "XDG_CONFIG_HOME"])
+def test_a_users_keys_lie_in_the_home(stranger: Wrapper, distributor: FakeDistributor, config: str) -> None:
+    base = stranger.directory / ("elsewhere" if config == "XDG_CONFIG_HOME" else ".config")
+    env = {config: str(base)} if config == "XDG_CONFIG_HOME" else {}
+    (base / "dwrap").mkdir(parents=True)
+    write_keys(base / "dwrap" / "keys", distributor.address, SERVER.public, USER)
+    give(base, STRANGER)
+    as_user = {"user": STRANGER, "group": STRANGER, "extra_groups": []}
+    done = stranger.run(distributor.address, "cmd", env=FAIL | env, **as_user)
+    assert (done.returncode, done.stderr) == (0, b"")
+    ((_, submit, _),) = distributor.by_verb("SUBMIT")
+    assert submit.need("uid") == str(STRANGER).encode()
+    os.chown(base / "dwrap" / "keys" / "client.key", STRANGER + 1, STRANGER)
+    (base / "dwrap" / "keys" / "client.key").chmod(0o400)
+    refused = stranger.run(distributor.address, "cmd", env=FAIL | env, **as_user)
+    assert refused.returncode == 125
+
+
+def test_a_home_that_is_not_ours_holds_no_keys_of_ours(stranger: Wrapper) -> None:
+    """As su -p and containers leave HOME=/root: what may not even be entered is not an error."""
+    closed = stranger.directory / "closed"
+    closed.mkdir(mode=0o700)
+    with FakeDistributor(offer_then(result())) as d:
+        as_user = {"user": STRANGER, "group": STRANGER, "extra_groups": []}
+        assert stranger.run(d.address, "cmd", env=FAIL | {"HOME": str(closed)}, **as_user).returncode == 0
+        done = stranger.run(d.address, "cmd", env=FAIL | {"DWRAP_KEYS": str(closed)}, **as_user)
+        assert done.returncode == 125
+        assert b"cannot be read" in done.stderr
+
+
+def test_the_machines_known_distributors_are_read_last(dwrap: Wrapper, distributor: FakeDistributor) -> None:
+    env = write_keys(dwrap.directory / "keys", distributor.address, SERVER.public, USER)
+    known = dwrap.directory / "keys" / "known_distributors"
+    etc = dwrap.directory / "etc"
+    (etc / "dwrap").mkdir(parents=True)
+    known.rename(etc / "dwrap" / "known_distributors")
+    dwrap.prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc && exec "$@"', str(etc)]
+    if dwrap.run("--version").returncode != 0:
+        pytest.skip("an /etc of our own needs root and mount namespaces")
+    assert dwrap.run(distributor.address, "cmd", env=FAIL | env).returncode == 0
+    known.write_text(f"{distributor.address} {OTHER.public.hex()}\n")
+    assert dwrap.run(distributor.address, "cmd", env=FAIL | env).returncode == 125
+
+
+def test_root_has_keys_of_its_own(dwrap: Wrapper, distributor: FakeDistributor) -> None:
+    needs_root()
+    etc = dwrap.directory / "etc"
+    (etc / "dwrap").mkdir(parents=True)
+    write_keys(etc / "dwrap" / "keys", distributor.address, SERVER.public, USER)
+    dwrap.prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc && exec "$@"', str(etc)]
+    if dwrap.run("--version").returncode != 0:
+        pytest.skip("an /etc of our own needs mount namespaces")
+    assert dwrap.run(distributor.address, "cmd", env=FAIL).returncode == 0
+
+
+def test_the_warning_comes_once_an_hour(dwrap: Wrapper) -> None:
+    def lines() -> int:
+        return dwrap.run("tcp://192.0.2.1:7776", "true", env={"DWRAP_INSECURE": "1"}).stderr.count(b"not encrypted")
+
+    assert (lines(), lines()) == (1, 0)
+    (said,) = (dwrap.runtime / "dwrap").glob("said-*")
+    os.utime(said, (said.stat().st_atime - 3601, said.stat().st_mtime - 3601))
+    assert (lines(), lines()) == (1, 0)

@@ -1,0 +1,167 @@
+"""Without keys, on this machine: another user who has taken the distributor's address gets nothing, neither command nor environment."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import wrapper_program
+from fake_distributor import FakeDistributor, offer_then, result
+from wrapper_program import Wrapper
+
+program = wrapper_program.program
+dwrap = wrapper_program.dwrap
+FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "5"}
+SQUATTER, SYSTEM_USER = 54321, 987
+MARK = {"SECRET_TOKEN": "do-not-tell"}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user's processes need root")
+
+
+@dataclass
+class Squatter:
+    address: str
+    seen: int = -1  # messages, once it has ended
+
+
+@contextmanager
+def run_by(uid: int, endpoint: str) -> Iterator[Squatter]:
+    """A distributor that another user runs."""
+    read, write = os.pipe()
+    stop, stopper = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(stopper)
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            with FakeDistributor(offer_then(result()), endpoint, ipv6="[" in endpoint) as d:
+                os.write(write, d.address.encode() + b"\n")
+                os.read(stop, 1)
+                os.write(write, b"%d\n" % len(d.seen))
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.close(stop)
+    with os.fdopen(read) as said:
+        squatter = Squatter(said.readline().strip())
+        try:
+            assert squatter.address, "the squatter did not start"
+            yield squatter
+            os.close(stopper)
+            squatter.seen = int(said.readline())
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+@pytest.fixture
+def commons() -> Iterator[Path]:
+    """A directory in which everybody may make sockets."""
+    directory = Path(tempfile.mkdtemp(prefix="dwrap-"))
+    directory.chmod(0o777)
+    yield directory
+    shutil.rmtree(directory)
+
+
+ENDPOINTS = ["tcp://127.0.0.1:*", "tcp://[::1]:*", "ipc"]
+
+
+def endpoint_in(commons: Path, endpoint: str) -> str:
+    if "[" in endpoint and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    return f"ipc://{commons}/socket" if endpoint == "ipc" else endpoint
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_another_user_gets_nothing(dwrap: Wrapper, commons: Path, endpoint: str) -> None:
+    with run_by(SQUATTER, endpoint_in(commons, endpoint)) as squatter:
+        here = dwrap.run(squatter.address, "echo", "ran", env=MARK)
+        assert (here.returncode, here.stdout, here.stderr) == (0, b"ran\n", b"")
+        assert f"it is run by uid {SQUATTER}" in dwrap.log()[-1][2]
+        failed = dwrap.run(squatter.address, "echo", "ran", env=FAIL | MARK)
+        assert (failed.returncode, failed.stdout, failed.stderr.count(b"\n")) == (125, b"", 1)
+        assert f"add '{squatter.address} uid={SQUATTER}' to ".encode() in failed.stderr
+    assert squatter.seen == 0
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_who_was_named_is_spoken_to(dwrap: Wrapper, commons: Path, endpoint: str) -> None:
+    keys = dwrap.directory / "keys"
+    keys.mkdir()
+    with run_by(SQUATTER, endpoint_in(commons, endpoint)) as squatter:
+        (keys / "known_distributors").write_text(f"{squatter.address} uid={SQUATTER}\n")
+        assert dwrap.run(squatter.address, "cmd", env=FAIL | {"DWRAP_KEYS": str(keys)}).returncode == 0
+        (keys / "known_distributors").write_text(f"{squatter.address} uid={SQUATTER + 1}\n")
+        assert dwrap.run(squatter.address, "cmd", env=FAIL | {"DWRAP_KEYS": str(keys)}).returncode == 125
+    assert squatter.seen > 0
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_system_user_is_spoken_to(dwrap: Wrapper, commons: Path, endpoint: str) -> None:
+    with run_by(SYSTEM_USER, endpoint_in(commons, endpoint)) as daemon:
+        assert dwrap.run(daemon.address, "cmd", env=FAIL).returncode == 0
+    assert daemon.seen > 0
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_ones_own_distributor_is_spoken_to(dwrap: Wrapper, commons: Path, endpoint: str) -> None:
+    """And root's; but not by yet another user."""
+    shutil.copy2(dwrap.program, commons / "dwrap")
+    dwrap.program = commons / "dwrap"
+    dwrap.env |= {"HOME": str(commons), "XDG_RUNTIME_DIR": str(commons), "XDG_STATE_HOME": str(commons)}
+
+    def status(address: str, uid: int) -> int:
+        return dwrap.run(address, "cmd", env=FAIL, user=uid, group=uid, extra_groups=[], cwd=commons).returncode
+
+    with run_by(SQUATTER, endpoint_in(commons, endpoint)) as own:
+        if endpoint == "ipc":
+            (commons / "socket").chmod(0o777)
+        assert status(own.address, SQUATTER) == 0
+        assert status(own.address, SQUATTER + 1) == 125
+    with FakeDistributor(offer_then(result()), endpoint_in(commons, endpoint).replace("socket", "other"), ipv6="[" in endpoint) as d:
+        if endpoint == "ipc":
+            (commons / "other").chmod(0o777)
+        assert status(d.address, SQUATTER) == 0
+
+
+def without_netlink() -> None:
+    """From now on the kernel answers no question about sockets (a sandbox's filter)."""
+    number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+    load, if_equal, answer = 0x20, 0x15, 0x06
+    program = [
+        (load, 0, 0, 0), (if_equal, 0, 3, number), (load, 0, 0, 16), (if_equal, 0, 1, socket.AF_NETLINK),
+        (answer, 0, 0, 0x00050000 | errno.EAFNOSUPPORT), (answer, 0, 0, 0x7FFF0000),
+    ]  # fmt: skip
+    code = b"".join(struct.pack("=HBBI", *line) for line in program)
+    buffer = ctypes.create_string_buffer(code)
+    filters = ctypes.create_string_buffer(struct.pack("=H6xQ", len(program), ctypes.addressof(buffer)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(filters)):
+        raise OSError(ctypes.get_errno(), "no filter")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the filter knows two machines")
+def test_where_the_kernel_does_not_tell_nobody_is_spoken_to(dwrap: Wrapper, commons: Path) -> None:
+    with FakeDistributor(offer_then(result())) as d:
+        assert dwrap.run(d.address, "cmd", env=FAIL).returncode == 0
+        seen = len(d.seen)
+        failed = dwrap.run(d.address, "cmd", env=FAIL, preexec_fn=without_netlink)
+        assert failed.returncode == 125
+        assert b"the kernel does not tell who runs it" in failed.stderr
+        assert len(d.seen) == seen
+    with FakeDistributor(offer_then(result()), f"ipc://{commons}/socket") as d:
+        assert dwrap.run(d.address, "cmd", env=FAIL, preexec_fn=without_netlink).returncode == 0
