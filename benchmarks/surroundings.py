@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from farm import DWRAP, Farm
+from farm import DWRAP, Farm, eventually
+from keyed_farm import keyed_farm
 
-__all__ = ["DWRAP", "Farm", "scratch", "with_farm"]
+__all__ = ["DWRAP", "Farm", "eventually", "keyed_farm", "scratch", "with_farm"]
 
 
 @contextmanager

@@ -104,7 +104,7 @@ static enum link_status mismatch(struct link *l)
     case ZMTP_REFUSES_KEY:
         for (int i = 0; i < CURVE_KEY_BYTES; i++)
             snprintf(key + 2 * i, 3, "%02x", z->curve.keys.public[i]);
-        return faultf(l, LINK_DENIED, "it does not let this key in (%s); its operator can: dwrapctl key allow NAME %s submit uid=%u", key, key,
+        return faultf(l, LINK_DENIED, "it does not let this key in (%s); its operator can: dwrapctl key allow NAME %s --submit --uid %u", key, key,
                       (unsigned)geteuid());
     case ZMTP_UNABLE:
         return fault(l, LINK_UNREACHABLE, "it cannot check keys now; its log says why");

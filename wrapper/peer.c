@@ -8,12 +8,9 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include "wrapper/address.h"
-
-enum { ANSWER_SECONDS = 1 };
 
 struct question {
     struct nlmsghdr header;
@@ -37,7 +34,6 @@ static sa_family_t put_address(const union socket_address *from, __be32 out[4], 
 /* Asks for the socket whose own end is the peer's. */
 static ssize_t ask(const union socket_address *peer, const union socket_address *own, void *answer, size_t size)
 {
-    struct timeval patience = { .tv_sec = ANSWER_SECONDS };
     struct question q = { .header = { .nlmsg_len = sizeof q, .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST },
                           .asked = { .sdiag_protocol = IPPROTO_TCP, .idiag_states = ~0u } };
     struct inet_diag_sockid *id = &q.asked.id;
@@ -47,8 +43,7 @@ static ssize_t ask(const union socket_address *peer, const union socket_address 
     int fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
     if (fd < 0)
         return -1;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    ssize_t got = send(fd, &q, sizeof q, 0) < 0 ? -1 : recv(fd, answer, size, 0);
+    ssize_t got = send(fd, &q, sizeof q, 0) < 0 ? -1 : recv(fd, answer, size, MSG_DONTWAIT); /* the kernel answers while it is asked */
     int error = errno;
     close(fd);
     errno = error;
