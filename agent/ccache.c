@@ -34,12 +34,11 @@ static bool is_shared(const char *path)
 
 static void turn_off(struct spec *spec, const char *feature)
 {
-    char yes[64], no[64], assignment[72];
+    char yes[64], no[64], *assignment;
     snprintf(yes, sizeof yes, "CCACHE_%s", feature);
     snprintf(no, sizeof no, "CCACHE_NO%s", feature);
-    snprintf(assignment, sizeof assignment, "%s=1", no);
-    if (!spec_env(spec, yes) && !spec_env(spec, no))
-        spec_set_env(spec, strdup(assignment));
+    if (!spec_env(spec, yes) && !spec_env(spec, no) && asprintf(&assignment, "%s=1", no) >= 0)
+        spec_set_env(spec, assignment);
 }
 
 /* One for each user, in the agent's own place: it goes when the agent goes. */

@@ -12,15 +12,17 @@ bool spec_is_shared(const struct spec *spec, const char *path)
     return shared;
 }
 
-/* Where the roots lead; one that is nowhere, or is "/", has no entry. Found once: a runner has one spec. */
-static char *const *real_roots(const struct spec *spec)
+typedef char place[PATH_ROOM];
+
+/* Where the roots lead; empty for one that is nowhere, or is "/". Found once: a runner has one spec. */
+static const place *real_roots(const struct spec *spec)
 {
-    static char **all;
-    char real[PATH_ROOM];
+    static place *all;
     if (all || !(all = calloc(spec->root_count + 1, sizeof *all)))
         return all;
     for (size_t i = 0; i < spec->root_count; i++)
-        all[i] = path_real(spec->roots[i], real) && real[1] ? strdup(real) : NULL;
+        if (!path_real(spec->roots[i], all[i]) || !all[i][1])
+            all[i][0] = '\0';
     return all;
 }
 
@@ -28,9 +30,9 @@ static char *const *real_roots(const struct spec *spec)
 bool spec_name_by_root(const struct spec *spec, char path[PATH_ROOM])
 {
     char named[PATH_ROOM];
-    char *const *real = spec_is_shared(spec, path) ? NULL : real_roots(spec);
+    const place *real = spec_is_shared(spec, path) ? NULL : real_roots(spec);
     for (size_t i = 0; real && i < spec->root_count; i++)
-        if (real[i] && path_is_below(path, real[i]) && path_join(named, sizeof named, "/", spec->roots[i]) &&
+        if (real[i][0] && path_is_below(path, real[i]) && path_join(named, sizeof named, "/", spec->roots[i]) &&
             path_join(named, sizeof named, named, path[strlen(real[i])] ? path + strlen(real[i]) + 1 : ".")) {
             strcpy(path, named);
             return true;

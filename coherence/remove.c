@@ -185,16 +185,19 @@ static const char *judge(int directory, const struct statx *stx, const struct re
 {
     const mode_t kind = stx->stx_mode & S_IFMT;
     const dev_t device = makedev(stx->stx_dev_major, stx->stx_dev_minor);
-    const struct sample *sample = NULL;
+    const bool is_foreign = stx->stx_uid != geteuid(), is_dated = limits->since_ms != 0;
     if (!is_listed(device, limits))
         return "it is on another file system than what the command names";
     if (kind == S_IFCHR || kind == S_IFBLK)
         return "it is a device";
-    if ((stx->stx_uid != geteuid() || limits->since_ms) && !(sample = sample_of(directory, device)))
+    if (!is_foreign && !is_dated)
+        return NULL;
+    const struct sample *sample = sample_of(directory, device);
+    if (!sample)
         return strerror(errno);
-    if (stx->stx_uid != geteuid() && stx->stx_uid != sample->owner)
+    if (is_foreign && stx->stx_uid != sample->owner)
         return "it belongs to another user";
-    return limits->since_ms && is_older(stx, sample, limits->since_ms) ? "it was there before the command" : NULL;
+    return is_dated && is_older(stx, sample, limits->since_ms) ? "it was there before the command" : NULL;
 }
 
 static bool is_gone(int error) { return error == ENOENT || error == ENOTDIR; }
