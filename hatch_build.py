@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -22,8 +23,11 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if platform.system() != "Linux":
             raise SystemExit("dwrap: cannot build: this is not Linux; build it on Linux")
-        root = Path(self.root)
-        subprocess.run(["make", "--no-print-directory", "-C", str(root), "programs"], check=True)  # noqa: S603, S607
+        root, make = Path(self.root), shutil.which("make")
+        if make is None:
+            raise SystemExit("dwrap: cannot build: make is not on PATH; install it")
+        command = [make, "--no-print-directory", "-C", str(root), "programs"]
+        subprocess.run(command, check=True)  # noqa: S603 # nosec B603 # our own Makefile
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{tag}"
         build_data["pure_python"] = False

@@ -68,7 +68,9 @@ def find_program() -> Path:
 def choose_tree(program: Path) -> str:
     """How job trees are held here: `pidns` where the kernel allows it cheaply, else `subreaper`. Raises OSError."""
     try:
-        probe = subprocess.run([program, "--probe-tree"], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 (our own program)
+        probe = subprocess.run(  # noqa: S603 # nosec B603 # our own program
+            [program, "--probe-tree"], capture_output=True, text=True, check=False, timeout=30
+        )
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{program} does not find out how to hold a process tree here; choose one with --tree") from error
     word, _, cost = probe.stdout.partition(" ")

@@ -22,6 +22,7 @@ from dwrap.control.findings import Finding, Surroundings
 
 SLOW_SECONDS = 0.5
 FEW_DESCRIPTORS = 1024
+_SHARED_PLACE = "/tmp"  # noqa: S108 # nosec B108 # where wrappers look, and what runtime_directory is about
 
 
 Agents = Sequence[Mapping[str, Any]]
@@ -54,7 +55,8 @@ def wrapper_program(here: Surroundings) -> Finding:
     if path is None:
         return Finding("fail", "wrapper", "dwrap is not on PATH", "add the directory of dwrapctl to PATH")
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False).stdout.strip()  # noqa: S603
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 # nosec B603 # the wrapper
+        said = done.stdout.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("fail", "wrapper", f"{path} does not run ({error})", "install dwrap again")
     if said.split(" ")[-1:] != [here.version]:
@@ -88,7 +90,7 @@ def local_slots(here: Surroundings) -> Finding:
 def runtime_directory(here: Surroundings) -> Finding:
     """The directory in which wrappers remember silent distributors: ours alone, else they ignore it."""
     base = here.environment.get("XDG_RUNTIME_DIR")
-    path = Path(base, "dwrap") if base else Path(f"/tmp/dwrap-{here.uid}")  # noqa: S108 - the check below is about this very thing
+    path = Path(base, "dwrap") if base else Path(_SHARED_PLACE, f"dwrap-{here.uid}")
     try:
         found = path.lstat()
     except FileNotFoundError:

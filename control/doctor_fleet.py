@@ -136,7 +136,7 @@ class Fleet:
                         "DWRAP_BUILD": "dwrapctl doctor"}  # fmt: skip
         program = shutil.which("dwrap", path=here.environment.get("PATH", os.defpath)) or "dwrap"
         try:
-            process = subprocess.Popen(  # noqa: S603 - our own wrapper
+            process = subprocess.Popen(  # noqa: S603 # nosec B603 # our own wrapper
                 [program, *host, "sh", "-c", *script], cwd=here.cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, text=True, errors="surrogateescape",
             )  # fmt: skip

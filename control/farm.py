@@ -72,7 +72,7 @@ class Daemon:
         self._buffer = b""
         sink = open(log, "ab") if log else None  # noqa: SIM115 - closed below, the child keeps its own
         try:
-            self.process = subprocess.Popen(  # noqa: S603 - the farm's own programs
+            self.process = subprocess.Popen(  # noqa: S603 # nosec B603 # the farm's own programs
                 list(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

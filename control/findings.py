@@ -33,7 +33,7 @@ class Finding:
 def output_of(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     """What a program prints; nothing when it cannot be run, or takes too long."""
     try:
-        done = subprocess.run(  # noqa: S603 - programs of the user's own PATH
+        done = subprocess.run(  # noqa: S603 # nosec B603 # programs of the user's own PATH
             list(arguments), capture_output=True, text=True, errors="replace", timeout=PROGRAM_SECONDS, check=False, env=dict(environment),
             stdin=subprocess.DEVNULL,
         )  # fmt: skip

@@ -59,7 +59,7 @@ def runtime_directory() -> Iterator[Path]:
     """A directory of our own, mode 0700, with a path short enough for a Unix socket; removed at the end."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if not os.path.isdir(base) or not os.access(base, os.W_OK) or len(base) > 60:
-        base = "/tmp"  # noqa: S108 - mkdtemp makes it private
+        base = "/tmp"  # noqa: S108 # nosec B108 # mkdtemp makes it private
     try:
         directory = Path(tempfile.mkdtemp(prefix="dwrap-up-", dir=base))
     except OSError as error:
@@ -73,7 +73,9 @@ def runtime_directory() -> Iterator[Path]:
 def run_command(farm: Farm, command: Sequence[str]) -> int:
     """Runs `command` on the farm, signals that reach us passed on to it. Its exit status, or minus the signal it died by."""
     try:
-        child = subprocess.Popen(list(command), env=environment(farm), preexec_fn=_release_signals)  # noqa: S603 - the user's own command
+        child = subprocess.Popen(  # noqa: S603 # nosec B603 # the user's own command
+            list(command), env=environment(farm), preexec_fn=_release_signals
+        )
     except FileNotFoundError as error:
         raise CommandError(127, f"cannot run {command[0]}: not found; check its name and PATH") from error
     except OSError as error:
