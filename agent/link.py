@@ -6,6 +6,7 @@ Each connection gets a fresh socket, so that nothing queued for an old connectio
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -245,7 +246,8 @@ class Link:
     def _carry_out(self, action: e.Action) -> None:
         match action:
             case e.Send():
-                self._dealer.send_multipart(action.frames)
+                with contextlib.suppress(zmq.Again):  # no connection at all, which the monitor is about to tell
+                    self._dealer.send_multipart(action.frames, zmq.NOBLOCK)
             case e.Tell():
                 self._tell(action)
             case e.Start():

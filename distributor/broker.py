@@ -93,6 +93,8 @@ class Broker:
         self._most_of_one = most_connections // 2
         self._most_silent = most_connections // 4
         self._watch = Watch()
+        self._refused: list[e.Peer] = []  # since the last look around
+        self._leaving: list[e.Peer] = []  # since the one before
         self._look_at = self._watch_at = 0.0
         self._early: Batch = []  # came before the events that tell of their senders
         self._listener = Listener(context, keyring)
@@ -264,6 +266,7 @@ class Broker:
             refusal = f"{who.owner} has {self._most_of_one} connections already"
         if refusal:
             link.is_refused = True
+            self._refused.append(link.peer)
             self._refuse(link, refusal)
             return None
         if who.is_unknown:
@@ -448,6 +451,7 @@ class Broker:
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._look_for_silence()
+            self._end_refused()
             if self._keyring is not None and self._keyring.refresh(time.time()):
                 self._end_withdrawn(self._keyring)
 
@@ -466,6 +470,12 @@ class Broker:
             link = self._links.by_peer.get(job.peer) if job.peer is not None and job.state is JobState.ASSIGNED else None
             if link is not None and is_silent(link.fd):
                 evict(link.fd)
+
+    def _end_refused(self) -> None:
+        """They have had a second to read why."""
+        for peer in self._leaving:
+            self._evict(peer)
+        self._leaving, self._refused = self._refused, []
 
     def _end_withdrawn(self, keyring: Keyring) -> None:
         """Ends the connections of keys that may not do any more just what they might when they came."""

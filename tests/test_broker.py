@@ -18,6 +18,7 @@ from farm import eventually
 
 from dwrap.distributor import identity
 from dwrap.distributor.broker import Broker
+from dwrap.distributor.keyring import Keyring
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol.messages import Fields, decode_fields, encode
@@ -65,14 +66,20 @@ class Peer:
         self.socket.close(0)
 
 
+def _secret() -> str:
+    return os.urandom(8).hex()
+
+
 class House:
     """A broker in a thread, and peers that are closed in the end."""
 
-    def __init__(self, endpoints: list[str], insecure: bool = False) -> None:
-        self.scheduler = Scheduler(lambda: os.urandom(8).hex())
+    def __init__(self, endpoints: list[str], insecure: bool = False, keyring: Keyring | None = None, most_connections: int = 4_096) -> None:
+        self.scheduler = Scheduler(_secret)
         self.reports = Reports(self.scheduler, 42)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.broker = Broker(self.context, endpoints, self.scheduler, self.reports, lambda: os.urandom(8).hex(), insecure)
+        self.broker = Broker(
+            self.context, endpoints, self.scheduler, self.reports, _secret, insecure, keyring=keyring, most_connections=most_connections
+        )
         self.thread = threading.Thread(target=self.broker.run)
         self.thread.start()
         self.peers: list[Peer] = []
