@@ -225,6 +225,7 @@ def serve(
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(MOST_CONNECTIONS)  # from now on whoever connects waits, and is not refused
     except OSError:
         listener.close()
         raise
