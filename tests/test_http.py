@@ -248,7 +248,7 @@ def test_those_who_never_finish_their_request_keep_nobody_out() -> None:
 def test_without_the_bound_they_would_stay() -> None:
     """The control: it is the bound that ends them."""
     with served(Limits(connections=10 * HALF_OPEN)) as port, half_open(port) as links:
-        assert answers_within_a_second(port)
+        assert status(ask(port)) == "200", "all of them have been let in"
         assert alive(links) == HALF_OPEN
 
 
@@ -300,7 +300,7 @@ def test_who_does_not_read_the_answer_is_not_waited_for() -> None:
             link.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
             watch = select.poll()
             watch.register(link, select.POLLRDHUP)
-            assert watch.poll(5_000), "it is not ended"
+            assert watch.poll(20_000), "it is not ended"
         read = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         read.request("GET", "/metrics")
         assert len(read.getresponse().read()) == 15_000_000, "the control: who reads has it all"
