@@ -86,7 +86,7 @@ static void take_message(void)
         touch(z.frames[i].at, z.frames[i].length);
     }
 #ifdef PLANTED_BUG
-    char *small = calloc(1, 320);
+    char *small = calloc(1, 16);
     memcpy(small, z.frames[0].at, z.frames[0].length);
     touch(small, 1);
     free(small);
