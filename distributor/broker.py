@@ -52,9 +52,11 @@ _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=hi")
 MAX_QUERY_ID: Final = 64
 _BATCH: Final = 256
+_BATCHES: Final = 16
 _ASK_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0
-_WATCH_SECONDS: Final = 0.25  # also the longest that the loop sleeps
+_WATCH_SECONDS: Final = 0.1  # also the longest that the loop sleeps
+_WATCH_AGAIN_SECONDS: Final = 0.04  # while it grows
 _PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
 log = logging.getLogger("dwrap.distributor")
@@ -117,16 +119,15 @@ class Broker:
 
     def run(self) -> None:
         """Serves until `stop`."""
+        has_more = False
         while not self._stopping:
             due = self._scheduler.next_deadline()
-            wait = _WATCH_SECONDS if due is None else min(_WATCH_SECONDS, max(0.0, due - time.monotonic()))
-            ready = dict(self._poller.poll(round(wait * 1_000) + 1))
+            wait = max(0.0, min(self._watch_at, due if due is not None else self._watch_at) - time.monotonic())
+            ready = dict(self._poller.poll(0 if has_more else round(wait * 1_000) + 1))
             self._listener.answer_zap()
             if self._wake_read.fileno() in ready:
                 self._answer_asks()
-            full = True
-            while full:
-                full = self._take_batch(self._monitor in ready)
+            has_more = self._take_batches(self._monitor in ready)
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
             self._look_around(time.monotonic())
@@ -178,6 +179,10 @@ class Broker:
                 answer.set_result(what())
             except Exception as error:
                 answer.set_exception(error)
+
+    def _take_batches(self, has_events: bool) -> bool:
+        """A few of them, so that nobody keeps the loop from everything else. Returns whether there are more."""
+        return all(self._take_batch(has_events) for _ in range(_BATCHES))
 
     def _take_batch(self, has_events: bool) -> bool:
         """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
@@ -446,8 +451,8 @@ class Broker:
     def _look_around(self, now: float) -> None:
         """What nobody tells: hosts that have gone, keys that were withdrawn, connections that make us grow."""
         if now >= self._watch_at:
-            self._watch_at = now + _WATCH_SECONDS
-            self._look_for_growth(_resident_bytes())
+            has_grown = self._look_for_growth(_resident_bytes())
+            self._watch_at = now + (_WATCH_AGAIN_SECONDS if has_grown else _WATCH_SECONDS)
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._look_for_silence()
@@ -455,14 +460,15 @@ class Broker:
             if self._keyring is not None and self._keyring.refresh(time.time()):
                 self._end_withdrawn(self._keyring)
 
-    def _look_for_growth(self, resident: int) -> None:
+    def _look_for_growth(self, resident: int) -> bool:
         if not self._watch.is_due(resident):
-            return
+            return False
         for fd, why in self._watch.look(resident, self._links.by_fd, samples(self._links.by_fd)):
             link = self._links.by_fd.get(fd)
             log.warning("a connection of %s is ended: %s", link.who.owner if link else "somebody who has said nothing yet", why)
             self._reports.unexpected("unbounded")
             evict(fd)
+        return True
 
     def _look_for_silence(self) -> None:
         """Ends the connections of submitters whose hosts have gone. As long as jobs run, agents' heartbeats turn the loop often enough."""
