@@ -274,6 +274,7 @@ class Link:
     def _start(self, start: e.Start) -> None:
         try:
             claims = messages.decode_fields(start.claims)
+            messages.check_whole(claims, start.argv, start.env)
             gid = claims.number("gid") if claims.get("gid") is not None else None
             given = _groups(start.fields)  # the distributor's word, unlike the claims
             identity = self._accounts.identity(start.fields.number("uid"), gid, _groups(claims), self._clock(), given)

@@ -14,7 +14,7 @@ from dwrap.distributor.job import MAX_MADE
 from dwrap.distributor.policy import AGENT_LABEL
 from dwrap.distributor.roster import LEASE_SECONDS
 from dwrap.protocol.manifest import MAX_PIECE_BYTES, MAX_SEEN_BYTES, parse
-from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, encode, encode_fields, is_name, one_line
+from dwrap.protocol.messages import VERSION, Fields, FieldsIn, ProtocolError, check_whole, encode, encode_fields, is_name, one_line
 
 LEASE_MS: Final = round(LEASE_SECONDS * 1_000)
 MAX_PRIORITY: Final = 8
@@ -95,6 +95,7 @@ def go(peer: Peer, fields: Fields, bodies: Sequence[bytes], raw_fields: bytes) -
     """GO. Raises ProtocolError."""
     if not 2 <= len(bodies) <= 3 or not bodies[0] or bodies[0][-1]:
         raise ProtocolError("GO needs two bodies, argv (one string at least) and env, or a third of entries")
+    check_whole(fields, bodies[0], bodies[1])
     seen = bodies[2] if len(bodies) == 3 else b""
     if len(seen) > MAX_SEEN_BYTES or (seen and seen[-1]):
         raise ProtocolError("the entries in GO are too many or malformed")

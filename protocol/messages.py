@@ -193,6 +193,15 @@ def decode_strings(body: bytes) -> list[bytes]:
     return body[:-1].split(b"\0")
 
 
+def check_whole(fields: Fields, argv: bytes, env: bytes) -> None:
+    """Raises ProtocolError when these are not the bodies that GO's fields speak of: a frame that somebody on the way takes out is
+    not noticed by libzmq, and the next one would stand in its place.
+    """
+    for name, body in (("argv_bytes", argv), ("env_bytes", env)):
+        if fields.get(name) is not None and fields.number(name) != len(body):
+            raise ProtocolError(f"the message has lost a frame on its way: {name} is {fields.number(name)}, and {len(body)} came")
+
+
 def one_line(text: str) -> str:
     """Text as it may stand in `reason`: one line, printable, at most MAX_REASON_BYTES bytes of UTF-8."""
     clean = "".join(c if c.isprintable() else "?" for c in text)

@@ -403,6 +403,17 @@ def test_malformed_messages_are_refused_with_a_reason(house: House, verb: str, f
     assert why in peer.hear("REFUSED").text("reason")
 
 
+@pytest.mark.parametrize(("bodies", "is_whole"), [((b"cc\0", b"A=1\0", b""), True), ((b"A=1\0", b""), False), ((b"cc\0", b""), False)])
+def test_a_command_that_lost_a_frame_on_its_way_is_refused(house: House, bodies: tuple[bytes, ...], is_whole: bool) -> None:
+    agent = house.agent()
+    peer, job, stamp = house.offered()
+    peer.say("GO", *bodies, job=job, stamp=stamp, argv_bytes=3, env_bytes=4)
+    if is_whole:
+        assert agent.hear("ASSIGN").text("job") == job
+    else:
+        assert "lost a frame" in peer.hear("REFUSED").text("reason")
+
+
 def test_unknown_verbs_and_fields_are_ignored(house: House) -> None:
     peer = house.peer()
     peer.say("NOVELTY", anything=1)

@@ -179,7 +179,7 @@ static void add_streams(struct fields_out *out, const struct job *job)
 
 const char *go_prepare(struct job *job)
 {
-    struct fields_out out = fields_into(job->go, sizeof job->go - STAMP_BYTES - JOB_ID_BYTES - 16);
+    struct fields_out out = fields_into(job->go, sizeof job->go - STAMP_BYTES - JOB_ID_BYTES - 96);
     mode_t mask = umask(0);
     umask(mask);
     errno = 0;
@@ -386,24 +386,34 @@ static void add_frame(struct gather *g, struct go_frame *f, const void *bytes, s
     frame_end(g, f, length);
 }
 
-static void add_arguments(struct gather *g, struct go_frame *f, const struct settings *s)
+static size_t arguments_length(const struct settings *s)
 {
     size_t length = 0;
     for (int i = 0; i < s->count; i++)
         length += strlen(s->command[i]) + 1;
-    frame_begin(g, f, length, true);
-    for (int i = 0; i < s->count; i++)
-        frame_add(g, f, s->command[i], strlen(s->command[i]) + 1);
-    frame_end(g, f, length);
+    return length;
 }
 
-static void add_environment(struct gather *g, struct go_frame *f, const struct replaced found[REPLACED])
+static size_t environment_length(const struct replaced found[REPLACED])
 {
     size_t length = 0;
     for (char **at = environ; *at; at++) {
         const char *entry = entry_to_send(*at, found);
         length += entry ? strlen(entry) + 1 : 0;
     }
+    return length;
+}
+
+static void add_arguments(struct gather *g, struct go_frame *f, const struct settings *s, size_t length)
+{
+    frame_begin(g, f, length, true);
+    for (int i = 0; i < s->count; i++)
+        frame_add(g, f, s->command[i], strlen(s->command[i]) + 1);
+    frame_end(g, f, length);
+}
+
+static void add_environment(struct gather *g, struct go_frame *f, const struct replaced found[REPLACED], size_t length)
+{
     frame_begin(g, f, length, true);
     for (char **at = environ; *at; at++) {
         const char *entry = entry_to_send(*at, found);
@@ -420,20 +430,23 @@ enum link_status go_send(struct link *l, const struct job *job, const char *stam
     struct replaced found[REPLACED];
     struct gather g = { .link = l, .mask = mask };
     struct fields_out fields = fields_into(fields_bytes, sizeof fields_bytes);
+    if (!link_queue_reply(l)) /* what was queued before (a PONG) goes first */
+        return LINK_LOST;     /* it does not read, and sends PINGs all the same */
     memcpy(fields_bytes, job->go, job->go_length);
     fields.length = job->go_length;
     fields_add(&fields, "job", job->id);
     fields_add(&fields, "stamp", stamp);
-
-    /* What was queued before (a PONG) goes first. */
-    if (!link_queue_reply(l))
-        return LINK_LOST; /* it does not read, and sends PINGs all the same */
-    gather_add(&g, l->out + l->out_start, l->out_end - l->out_start);
     find_replaced(found);
+    size_t arguments = arguments_length(job->settings), environment = environment_length(found);
+    /* Somebody on the way can take a frame out, and libzmq does not notice: the next one would stand in its place. */
+    fields_addf(&fields, "argv_bytes", "%zu", arguments);
+    fields_addf(&fields, "env_bytes", "%zu", environment);
+
+    gather_add(&g, l->out + l->out_start, l->out_end - l->out_start);
     add_frame(&g, &frames[0], "GO", 2, true);
     add_frame(&g, &frames[1], fields.at, fields.length, true);
-    add_arguments(&g, &frames[2], job->settings);
-    add_environment(&g, &frames[3], found);
+    add_arguments(&g, &frames[2], job->settings, arguments);
+    add_environment(&g, &frames[3], found, environment);
     add_frame(&g, &frames[4], job->seen, job->seen_length, false);
     gather_flush(&g);
     for (int i = 0; i < REPLACED; i++)
