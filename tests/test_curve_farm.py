@@ -17,20 +17,21 @@ def keyed(short_dir: Path) -> Iterator[Keyed]:
         yield farm
 
 
-def test_it_runs_once_both_keys_are_known(keyed: Keyed) -> None:
-    asked = keyed.dwrap("echo", "hi")
-    assert asked.returncode == 125
-    assert "it asks for keys" in asked.stderr
+def says(keyed: Keyed, words: str) -> bool:
+    """Whether a command fails with these words. On a busy machine another answer may come first: none."""
+    done = keyed.dwrap("echo", "hi")
+    return done.returncode == 125 and words in done.stderr
 
+
+def test_it_runs_once_both_keys_are_known(keyed: Keyed) -> None:
+    eventually(lambda: says(keyed, "it asks for keys"), seconds=30)
     keyed.dwrapctl("key", "new", "client")
     keyed.dwrapctl("key", "trust", keyed.address, keyed.server)
-    refused = keyed.dwrap("echo", "hi")
-    assert refused.returncode == 125
     public = keyed.key()
-    assert f"dwrapctl key allow NAME {public} --submit --uid {os.getuid()}" in refused.stderr
+    eventually(lambda: says(keyed, f"dwrapctl key allow NAME {public} --submit --uid {os.getuid()}"), seconds=30)
 
     keyed.allow("desk", public)
-    eventually(lambda: keyed.dwrap("true").returncode == 0, saying="the key is let in")
+    eventually(lambda: keyed.dwrap("true").returncode == 0, seconds=30, saying="the key is let in")
     done = keyed.dwrap("sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
     long = keyed.dwrap("seq", "200000")
@@ -41,6 +42,4 @@ def test_one_whose_key_was_changed_gets_nothing(keyed: Keyed) -> None:
     keyed.dwrapctl("key", "new", "client")
     keyed.allow("desk", keyed.key())
     keyed.dwrapctl("key", "trust", keyed.address, "12" * 32)
-    refused = keyed.dwrap("echo", "hi")
-    assert refused.returncode == 125
-    assert "its key is probably not the one" in refused.stderr
+    eventually(lambda: says(keyed, "its key is probably not the one"), seconds=30)
