@@ -160,6 +160,8 @@ int tree_probe(void);
 
 /* Signals every descendant of the calling process, found through /proc. */
 void reaper_signal_descendants(int signal);
+/* Kills them, also those that fork without end. */
+void reaper_kill_descendants(void);
 
 /* ---- streams.c: stdin, stdout, stderr with credit ---- */
 

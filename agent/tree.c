@@ -71,6 +71,14 @@ static void signal_tree(const struct holder *holder, int signal)
         reaper_signal_descendants(signal);
 }
 
+static void kill_tree(const struct holder *holder)
+{
+    if (holder->namespaces)
+        kill(-1, SIGKILL);
+    else
+        reaper_kill_descendants();
+}
+
 static void tell(const struct holder *holder, enum tree_news what, int status)
 {
     struct news news = {.what = (int)what, .status = status};
@@ -102,11 +110,12 @@ static void obey(struct holder *holder)
     if (size == 0 || (size < 0 && errno != EINTR)) { /* the runner is gone, or has said all */
         holder->killing = true;
     } else if (size == (ssize_t)sizeof order) {
-        if (order.all)
+        if (order.all && order.signal == SIGKILL)
+            holder->killing = true;
+        else if (order.all)
             signal_tree(holder, order.signal);
         else if (holder->command)
             kill(-holder->command, order.signal);
-        holder->killing |= order.all && order.signal == SIGKILL;
     }
 }
 
@@ -118,7 +127,7 @@ static void hold(struct holder *holder)
         if (wait[1].revents)
             obey(holder);
         if (holder->killing)
-            signal_tree(holder, SIGKILL); /* again and again: a fork may have been under way */
+            kill_tree(holder); /* again and again: a fork may have been under way */
         struct signalfd_siginfo ignored;
         if (wait[0].revents && read(holder->children, &ignored, sizeof ignored) < 0)
             continue; /* whatever it says, reap() looks */
