@@ -131,9 +131,12 @@ class Link:
             self._up = True
             self._feed(e.Connected())
         elif event == zmq.EVENT_DISCONNECTED and self._up:
-            self._disconnect()
-            self._connect()
-            self._feed(e.Disconnected())
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        self._disconnect()
+        self._connect()
+        self._feed(e.Disconnected())
 
     def _stand_off(self) -> None:
         """Whoever listens there is not to be trusted: nothing that it has said counts, and a new connection waits for the next tick."""
@@ -217,6 +220,9 @@ class Link:
                 return
             try:
                 verb, fields, bodies = messages.parse(frames)
+            except messages.FrameLostError as error:  # all of it is said again on the next connection
+                log.warning("the connection is made anew: %s", error)
+                return self._reconnect()
             except messages.ProtocolError as error:
                 log.warning("a malformed message was dropped: %s", error)
                 continue

@@ -43,7 +43,7 @@ from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.distributor.watch import Watch
 from dwrap.protocol.authorized import KeyLineError
-from dwrap.protocol.messages import MAX_FRAME_BYTES, MAX_FRAMES, Fields, ProtocolError, encode, parse
+from dwrap.protocol.messages import MAX_FRAME_BYTES, MAX_FRAMES, Fields, FrameLostError, ProtocolError, encode, parse
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -303,6 +303,10 @@ class Broker:
             if handler is None:
                 return self._reports.unexpected("unknown_verb")
             handler(link, fields, bodies, frames)
+        except FrameLostError as error:  # what it has said is said again on its next connection
+            self._reports.unexpected("malformed")
+            log.warning("a connection of %s is ended: %s", link.who.owner, error)
+            evict(link.fd)
         except ProtocolError as error:
             self._reports.unexpected("malformed")
             self._refuse(link, str(error), _job_named_in(fields))

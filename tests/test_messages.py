@@ -146,3 +146,16 @@ def test_nul_is_not_encoded() -> None:
         encode("GO", [("key", "a\0b")])
     with pytest.raises(ProtocolError):
         encode_strings([b"a\0b"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "bodies"), [("INPUT", 2), ("OUTPUT", 0), ("OUTPUT", 2), ("ASSIGN", 2), ("ASSIGN", 6), ("MANIFEST", 2)]
+)
+def test_a_message_that_lost_a_frame_or_ran_into_the_next_is_none(verb: str, bodies: int) -> None:
+    with pytest.raises(messages.FrameLostError):
+        parse(encode(verb, [("job", "j")], *[b"x"] * bodies))
+
+
+@pytest.mark.parametrize(("verb", "bodies"), [("INPUT", 0), ("INPUT", 1), ("OUTPUT", 1), ("ASSIGN", 3), ("ASSIGN", 5), ("RESULT", 1)])
+def test_the_numbers_of_bodies_that_messages_have(verb: str, bodies: int) -> None:
+    assert len(parse(encode(verb, [("job", "j")], *[b"x"] * bodies))[2]) == bodies
