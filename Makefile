@@ -37,7 +37,7 @@ DEMO   := build/demo
 $(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
 	@./bootstrap.sh $(PYTHON) $(VENV)
 
-.PHONY: setup demo test nfs lint bench proof third-party chaos clean
+.PHONY: setup demo test faults attacks nfs lint bench proof third-party chaos clean
 setup: $(VENV)/ready
 	@$(MAKE) --no-print-directory programs
 
@@ -52,15 +52,20 @@ demo: setup
 
 # Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases and patience do.
 FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs)
+# Attacks on a whole farm: floods, half-open connections, jobs against jobs, a capture of the wire. Most need root.
+ATTACKS := $(patsubst %,tests/test_%.py,private_jobs unbounded keys_farm)
 # Those that boot labs of several hosts.
 LABS := tests/test_nfs.py tests/test_doctor_nfs.py
 
-# All but those two groups, or TESTS.
+# All but those three groups, or TESTS.
 test: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(LABS)))
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS)))
 
 faults: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(FAULTS)
+
+attacks: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(ATTACKS)
 
 # Coherence on real NFS, between the hosts of a User-Mode Linux lab. Needs root and packages (.ci/run packages installs them).
 nfs: setup

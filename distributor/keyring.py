@@ -39,6 +39,7 @@ class Keyring:
         self._grants: dict[str, Grant] = {}
         self._next_expiry: float | None = None
         self._told: list[float] = []
+        self._has_changed = False
         self._take(authorized.read(folder))
 
     # ---- who is let in ----
@@ -61,6 +62,8 @@ class Keyring:
             return [_VERSION, request_id, b"500", b"not understood", b"", b""]
         key = credentials[0].hex()
         if self.grant(key) is None:
+            self._look()  # it may have been let in a moment ago
+        if self.grant(key) is None:
             self._tell_refused(key, address.decode("ascii", "replace"))
             return [_VERSION, request_id, b"400", b"this key is not let in", b"", b""]
         return [_VERSION, request_id, b"200", b"OK", (self._mark + key).encode(), b""]
@@ -75,17 +78,21 @@ class Keyring:
     # ---- changes ----
 
     def refresh(self, now: float) -> bool:
-        """Looks at the file again, and at the clock. Returns whether any grant may have changed or ended since the last look."""
-        try:
-            has_changed = self._file_stamp() != self._stamp
-            if has_changed:
-                self._take(authorized.read(self._folder))
-        except OSError as error:
-            self._lock_out(error)
+        """Looks at the file again, and at the clock. Returns whether any grant may have changed or ended since the last time."""
+        self._look()
+        has_changed, self._has_changed = self._has_changed, False
         if self._next_expiry is not None and now >= self._next_expiry:
             self._next_expiry = self._first_expiry(now)
             return True
         return has_changed
+
+    def _look(self) -> None:
+        try:
+            if self._file_stamp() != self._stamp:
+                self._has_changed = True
+                self._take(authorized.read(self._folder))
+        except OSError as error:
+            self._lock_out(error)
 
     def _lock_out(self, error: OSError) -> None:
         """A list of keys that cannot be trusted lets nobody in."""
@@ -123,5 +130,5 @@ class Keyring:
             return authorized.with_grant(authorized.without(text, invitation.key), fresh)
 
         authorized.edit(self._folder, change)
-        self._take(authorized.read(self._folder))
+        self._look()
         return fresh

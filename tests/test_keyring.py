@@ -89,6 +89,14 @@ def test_a_change_of_the_file_counts_when_it_is_looked_at_again(tmp_path: Path) 
     assert not keyring.refresh(0.0)
 
 
+def test_a_key_that_was_let_in_a_moment_ago_gets_in_and_one_that_was_withdrawn_is_still_noticed(tmp_path: Path) -> None:
+    keyring = ring(tmp_path, f"{K} alice submit uid=1000\n")
+    write(tmp_path, f"{L} bob submit uid=1001\n")
+    assert keyring.answer(question(L))[2] == b"200"
+    assert keyring.refresh(0.0)
+    assert not keyring.refresh(0.0)
+
+
 def test_a_line_that_was_spoilt_lets_nobody_in_and_the_others_stay(tmp_path: Path) -> None:
     keyring = ring(tmp_path, f"{K} alice submit uid=1000\n{L} farm serve\n")
     write(tmp_path, f"{K} alice submit uid=1000 urgent\n{L} farm serve\n")
