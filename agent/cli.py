@@ -104,6 +104,8 @@ def main(
                 ready = partial(_say_ready, name, slots)
                 link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
+                if how.is_unprotected:
+                    log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
                 end = link.run()
     except (OSError, ValueError, keys.KeysError) as error:
         die(f"cannot start: {error}")

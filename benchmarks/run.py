@@ -1,6 +1,6 @@
 """Runs the benchmarks one after the other and prints one table (`make bench`); the README quotes it.
 
-    python benchmarks/run.py [NAME...]        client_cost latency distributor_rate handshakes agent_cost whole_build journal peers
+    python benchmarks/run.py [NAME...]        client_cost latency encrypted distributor_rate handshakes agent_cost whole_build journal peers
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from figures import heading
 
-ALL = ("client_cost", "latency", "distributor_rate", "handshakes", "agent_cost", "whole_build", "journal", "peers")
+ALL = ("client_cost", "latency", "encrypted", "distributor_rate", "handshakes", "agent_cost", "whole_build", "journal", "peers")
 
 
 def main(names: Sequence[str]) -> int:

@@ -19,6 +19,9 @@ from dwrap.control import address, doctor_tree
 from dwrap.control.errors import ControlError
 from dwrap.control.farm import processors
 from dwrap.control.findings import Finding, Surroundings
+from dwrap.protocol.dial import by_environment
+from dwrap.protocol.endpoint import parse_endpoint
+from dwrap.protocol.keys import KeysError
 
 SLOW_SECONDS = 0.5
 FEW_DESCRIPTORS = 1024
@@ -45,6 +48,7 @@ def examine(here: Surroundings, ask: Question, host: str | None = None, fleet: F
     configured = configuration(here, host)
     findings.append(configured)
     if configured.level != "fail":
+        findings += protection(here, host)
         findings += farm(here, ask, fleet)
     return findings
 
@@ -123,6 +127,23 @@ def configuration(here: Surroundings, host: str | None) -> Finding:
     except ControlError as error:
         what, _, remedy = str(error).partition("; ")
         return Finding("fail", "distributor", what, remedy)
+
+
+def protection(here: Surroundings, host: str | None) -> Iterator[Finding]:
+    """Is what goes to another machine, or asks for keys, protected on its way?"""
+    for written in address.addresses(host, here.environment, here.conf_files):
+        endpoint = parse_endpoint(written)
+        try:
+            dial = by_environment(endpoint, here.environment)
+        except KeysError as error:
+            what, _, remedy = str(error).partition("; ")
+            yield Finding("fail", "keys", what, remedy)
+            continue
+        if dial.pair is not None:
+            yield Finding("ok", "keys", f"{written} is spoken to by its key, encrypted, with your key {dial.pair.public}")
+        elif not endpoint.is_local:
+            remedy = "ask its operator for an invitation (dwrapctl join)"
+            yield Finding("warn", "keys", f"DWRAP_INSECURE=1: everyone on the way to {written} can read and change your commands", remedy)
 
 
 def farm(here: Surroundings, ask: Question, fleet: Fleet) -> Iterator[Finding]:

@@ -32,6 +32,11 @@ class Dial:
     pair: Pair | None = None
     uids: frozenset[int] | None = None
 
+    @property
+    def is_unprotected(self) -> bool:
+        """Whether neither a key nor the kernel says who is at the other end."""
+        return self.pair is None and self.uids is None
+
     def configure(self, socket: zmq.Socket[bytes]) -> None:
         """Prepares a socket for it."""
         if self.pair is not None:

@@ -119,16 +119,18 @@ class Farm:
         argv, under = self._commands[name]
         self.agents[name] = self._start(argv, under)
 
-    def add_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """Start an agent and wait until it is registered. `under` is a command that starts it in surroundings of its own."""
-        self._start_agent(name, slots, *more, under=under)
+    def add_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = (), at: str = "") -> subprocess.Popen[bytes]:
+        """Start an agent and wait until it is registered. `under` is a command that starts it in surroundings of its own, `at` the address
+        that it dials.
+        """
+        self._start_agent(name, slots, *more, under=under, at=at)
         ready_line(self.agents[name])
         return self.agents[name]
 
-    def _start_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = ()) -> None:
+    def _start_agent(self, name: str, slots: int, *more: str, under: Sequence[str] = (), at: str = "") -> None:
         roots = [word for root in self._roots for word in ("--root", root)]
         allow = ["--allow-root"] if self._allow_root else []
-        argv = ["dwrap-agent", self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more]
+        argv = ["dwrap-agent", at or self.address, *roots, "--slots", str(slots), "--name", name, *allow, *more]
         self._commands[name] = argv, under
         self.agents[name] = self._start(argv, under)
 

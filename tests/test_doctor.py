@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from farm import Farm, eventually, program
 
-from dwrap.control import doctor_fleet, doctor_tree
+from dwrap.control import doctor, doctor_fleet, doctor_tree
 from dwrap.control.doctor_fleet import Answer, Desk, Fleet
 from dwrap.control.findings import Finding, Surroundings, output_of
-from dwrap.protocol import mounts
+from dwrap.protocol import keys, mounts
 from dwrap.protocol.probe import Probe
 
 DISK = "1 0 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"
@@ -50,6 +50,33 @@ def complaints(findings: Iterator[Finding]) -> list[tuple[str, str]]:
     wrong = [finding for finding in findings if finding.level != "ok"]
     assert all(finding.remedy for finding in wrong)
     return [(finding.level, finding.what) for finding in wrong]
+
+
+# ---- keys ----
+
+
+@pytest.mark.parametrize(
+    ("address", "pinned", "insecure", "found"),
+    [
+        ("ipc:///run/dwrap.sock", False, False, []),
+        ("tcp://127.0.0.1:7776", False, False, []),
+        ("tcp://buildhost:7776", False, False, [("fail", "keys")]),
+        ("tcp://buildhost:7776", False, True, [("warn", "keys")]),
+        ("tcp://buildhost:7776", True, False, [("ok", "keys")]),
+        ("tcp://buildhost:7776", True, True, [("ok", "keys")]),
+        ("tcp://127.0.0.1:7776", True, False, [("ok", "keys")]),
+    ],
+)
+def test_what_goes_to_another_machine_is_protected(
+    tmp_path: Path, address: str, pinned: bool, insecure: bool, found: list[tuple[str, str]]
+) -> None:
+    if pinned:
+        keys.write_pair(tmp_path / "keys", "client", keys.new_pair())
+        keys.pin(tmp_path / "keys", address, "a1" * 32)
+    environment = {"DWRAP_HOST": address, "DWRAP_KEYS": str(tmp_path / "keys"), "DWRAP_INSECURE": str(int(insecure))}
+    findings = list(doctor.protection(here(tmp_path, environment=environment, conf_files=()), None))
+    assert [(finding.level, finding.what) for finding in findings] == found
+    complaints(iter(findings))
 
 
 # ---- the tree ----
