@@ -67,8 +67,8 @@ def dial(endpoint: Endpoint, folder: Path, kind: str, insecure: bool) -> Dial:
     if insecure:
         return Dial(endpoint.address)
     raise KeysError(
-        f"{endpoint.address} is on another machine, and no key of it is known: join by an invitation (dwrapctl join), "
-        "say dwrapctl key trust ADDRESS KEY, or --insecure on a network that you trust wholly"
+        f"{endpoint.address} is on another machine, and no key of it is known; join by an invitation (dwrapctl join), "
+        "say dwrapctl key trust ADDRESS KEY, or allow it insecurely on a network that you trust wholly"
     )
 
 
