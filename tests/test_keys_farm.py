@@ -162,6 +162,36 @@ def list_of(command: str, mine_only: str) -> list[str]:
     return found
 
 
+NEWCOMER, TEAM, FOREIGN = 21_777, 21_778, 21_779  # a user and groups that no database here knows
+
+
+@needs_root
+def test_a_user_that_the_agents_database_does_not_know_runs_by_what_the_key_says(keyed: Keyed) -> None:
+    keyed.directory.chmod(0o755)
+    public = keyed.dwrapctl("key", "new", "client").strip()
+    keyed.dwrapctl("key", "trust", keyed.address, keyed.server)
+    server, folder = keyed.directory / "server", Path(keyed.env["DWRAP_KEYS"])
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, NEWCOMER, NEWCOMER)
+
+    def runs(*command: str) -> subprocess.CompletedProcess[str]:
+        who = {"user": NEWCOMER, "group": NEWCOMER, "extra_groups": [TEAM, FOREIGN, 0]}
+        return subprocess.run([DWRAP, keyed.address, *command], env=keyed.env, cwd="/", capture_output=True, text=True, timeout=60, **who)  # type: ignore[call-overload]
+
+    keyed.dwrapctl("key", "allow", "--keys", str(server), "new", public, "--submit", "--uid", str(NEWCOMER))
+    refused = runs("true")
+    assert refused.returncode == 125
+    assert "group=" in refused.stderr, "it says what the operator can do"
+    keyed.dwrapctl("key", "revoke", "--keys", str(server), "new")
+    groups = f"{NEWCOMER},{TEAM}"
+    keyed.dwrapctl("key", "allow", "--keys", str(server), "new", public, "--submit", "--uid", str(NEWCOMER), "--group", groups)
+    done = runs("sh", "-c", "id -u; id -g; id -G")
+    assert done.stdout.split() == [str(NEWCOMER), str(NEWCOMER), str(NEWCOMER), str(TEAM)]
+    local = ("-H", f"ipc://{keyed.directory}/d")
+    last = json.loads(keyed.dwrapctl(*local, "jobs", "--json"))[-1]
+    assert f"groups 0 {FOREIGN} were dropped" in keyed.dwrapctl(*local, "why", last["job"])
+
+
 # ---- the wire ----
 
 
