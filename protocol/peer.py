@@ -23,6 +23,10 @@ _NLM_F_REQUEST: Final = 1
 _NLMSG_ERROR: Final = 2
 _ANY_STATE: Final = 0xFFFFFFFF
 _ANY_INTERFACE: Final = struct.pack("=I", 0)
+_CONNECTED: Final = frozenset({1, 4, 5, 8, 9, 11})  # ESTABLISHED, FIN_WAIT1 and 2, CLOSE_WAIT, LAST_ACK, CLOSING (<net/tcp_states.h>)
+_ERROR_BYTES: Final = 20
+_ANSWER_BYTES: Final = 88  # struct nlmsghdr and struct inet_diag_msg (<linux/inet_diag.h>)
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 _NO_COOKIE: Final = struct.pack("=II", 0xFFFFFFFF, 0xFFFFFFFF)
 
 
@@ -137,9 +141,24 @@ def _owner(source: _Host, source_port: int, target: _Host, target_port: int) -> 
     except OSError:
         _netlink.cache_clear()  # an answer that comes later must not be taken for that to the next question
         raise
-    (kind,) = struct.unpack_from("=H", answer, 4)
-    if kind == _NLMSG_ERROR:
+    if len(answer) >= _ERROR_BYTES and struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
         (code,) = struct.unpack_from("=i", answer, 16)
         raise OSError(-code, os.strerror(-code))
-    uid, inode = struct.unpack_from("=II", answer, 16 + 4 + 48 + 12)  # after idiag_family…retrans, sockid, expires, queues
-    return int(uid) if inode else None
+    return _owner_in(answer, ports, source, target)
+
+
+def _owner_in(answer: bytes, ports: bytes, source: _Host, target: _Host) -> int | None:
+    """The uid in an answer that is about this very connection. Where no connection matches, as none does that is bound to a device,
+    the kernel tells of whoever *listens* on that port: anybody can have a connection come from a port on which another user listens.
+    """
+    if len(answer) < _ANSWER_BYTES:
+        raise OSError(errno.EBADMSG, "the kernel's answer is cut short")
+    state, told_ports, told_source, told_target = answer[17], answer[20:24], answer[24:40], answer[40:56]
+    is_this = told_ports == ports and _is_same(told_source, source) and _is_same(told_target, target)
+    uid, inode = struct.unpack_from("=II", answer, 80)
+    return int(uid) if inode and is_this and state in _CONNECTED else None
+
+
+def _is_same(told: bytes, host: _Host) -> bool:
+    """Whether an address in an answer is this one; a socket of the other family shows it mapped."""
+    return told in (host.packed, _MAPPED + host.packed[:4] if host.family == socket.AF_INET else host.packed)

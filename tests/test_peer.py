@@ -45,6 +45,42 @@ def test_a_v4_peer_of_a_v6_socket_is_known() -> None:
             assert peer.of_tcp_peer(server.fileno()).uid == os.getuid()
 
 
+VICTIM, THIEF = 21_001, 21_002
+SO_BINDTODEVICE = 25
+
+
+def socket_of(uid: int, family: socket.AddressFamily) -> socket.socket:
+    """A socket that another user has made."""
+    os.seteuid(uid)
+    try:
+        made = socket.socket(family)
+    finally:
+        os.seteuid(0)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as other users")
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+@pytest.mark.parametrize("device", [b"lo\0", b""])
+def test_nobody_is_taken_for_who_listens_where_their_connection_comes_from(family: socket.AddressFamily, host: str, device: bytes) -> None:
+    """A connection that is bound to a device is not found, and the kernel then tells of a listener. Without a device: the control."""
+    with (
+        socket.create_server((host, 0), family=family) as reached,
+        socket_of(THIEF, family) as thief,
+        socket_of(VICTIM, family) as victim,
+    ):
+        if device:
+            thief.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, device)
+        thief.bind((host, 0))
+        victim.bind(thief.getsockname()[:2])
+        victim.listen()
+        thief.connect(reached.getsockname()[:2])
+        server, _ = reached.accept()
+        with server:
+            assert peer.of_tcp_peer(server.fileno()).uid == (None if device else THIEF)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process of another user")
 def test_another_users_connection_is_that_users() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
