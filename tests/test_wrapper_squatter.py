@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,69 @@ def test_ones_own_distributor_is_spoken_to(dwrap: Wrapper, commons: Path, endpoi
         if endpoint == "ipc":
             (commons / "other").chmod(0o777)
         assert status(d.address, SQUATTER) == 0
+
+
+def squat_and_hand_over(listener: socket.socket, uid: int, device: bool, handed: int, heard: int) -> None:
+    """As another user: takes one connection on an address that is free for a moment, gives the address back, and only then answers."""
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    if device:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+    listener.listen()
+    os.write(handed, b"l")
+    connection, _ = listener.accept()
+    listener.close()
+    os.write(handed, b"a")
+    time.sleep(0.3)  # for who is trusted to listen
+    connection.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(16 + 32) + b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER")
+    said = b""
+    while data := connection.recv(65536):
+        said += data
+        if b"SUBMIT" in said:
+            break
+    os.write(heard, said)
+
+
+@pytest.mark.parametrize("device", [True, False], ids=["bound to lo", "bound to no device"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_who_listens_there_by_now_vouches_for_nobody(dwrap: Wrapper, host: str, device: bool) -> None:
+    """The kernel finds no socket that is bound to a device, and tells of a listener instead: root's, here."""
+    if ":" in host and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    handed, hand = os.pipe()
+    ears, ear = os.pipe()
+    with socket.socket(family) as listener, socket.socket(family) as trusted:
+        for one in (listener, trusted):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, 0))
+        port = listener.getsockname()[1]
+        child = os.fork()
+        if child == 0:
+            try:
+                squat_and_hand_over(listener, SQUATTER, device, hand, ear)
+            finally:
+                os._exit(0)
+        os.close(hand)
+        os.close(ear)
+        listener.close()
+        try:
+            assert os.read(handed, 1) == b"l"
+            shown = f"[{host}]" if ":" in host else host
+            with dwrap.popen(f"tcp://{shown}:{port}", "cmd", env=FAIL | MARK | {"DWRAP_PATIENCE": "0"}) as running:
+                assert os.read(handed, 1) == b"a"
+                trusted.bind((host, port))
+                trusted.listen()
+                _, words = running.communicate(timeout=20)
+            assert running.returncode == 125
+            assert words.count(b"\n") == 1
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    with os.fdopen(ears, "rb") as said:
+        assert b"SUBMIT" not in said.read()
+    os.close(handed)
 
 
 def without_netlink() -> None:

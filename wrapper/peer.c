@@ -1,4 +1,7 @@
-/* The owner of a peer's socket; see peer.h. distributor/identity.py asks the same from the other end. */
+/* The owner of a peer's socket; see peer.h. protocol/peer.py asks the same from the other end.
+ *
+ * When no connection is found the kernel answers about whoever listens on that port instead, and it finds none of a socket that is bound to
+ * a device: so an answer counts only when it is about the very connection that was asked for. */
 #include "wrapper/peer.h"
 
 #include <errno.h>
@@ -6,6 +9,7 @@
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -50,6 +54,42 @@ static ssize_t ask(const union socket_address *peer, const union socket_address 
     return got;
 }
 
+/* Both ends of a connection, of either family, in one form: an IPv4 address as IPv6 has it. */
+struct ends {
+    unsigned char addresses[2][16];
+    __be16 ports[2];
+};
+
+static struct ends ends_of(unsigned family, const struct inet_diag_sockid *id)
+{
+    static const unsigned char mapped[12] = { [10] = 0xff, [11] = 0xff };
+    struct ends ends = { .ports = { id->idiag_sport, id->idiag_dport } };
+    for (int i = 0; i < 2; i++) {
+        const __be32 *from = i ? id->idiag_dst : id->idiag_src;
+        if (family == AF_INET)
+            memcpy(ends.addresses[i], mapped, sizeof mapped);
+        memcpy(ends.addresses[i] + (family == AF_INET ? sizeof mapped : 0), from, family == AF_INET ? 4 : 16);
+    }
+    return ends;
+}
+
+/* A connection, be it that it is ending; no listener, nothing half open, nothing that is over. */
+static bool is_connection(unsigned state)
+{
+    return state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK ||
+           state == TCP_CLOSING;
+}
+
+static bool is_asked_for(const struct inet_diag_msg *found, const union socket_address *peer, const union socket_address *own)
+{
+    struct inet_diag_sockid id = { 0 };
+    sa_family_t family = put_address(peer, id.idiag_src, &id.idiag_sport);
+    put_address(own, id.idiag_dst, &id.idiag_dport);
+    struct ends asked = ends_of(family, &id), answered = ends_of(found->idiag_family, &found->id);
+    return (found->idiag_family == AF_INET || found->idiag_family == AF_INET6) && is_connection(found->idiag_state) &&
+           memcmp(asked.addresses, answered.addresses, sizeof asked.addresses) == 0 && memcmp(asked.ports, answered.ports, sizeof asked.ports) == 0;
+}
+
 static enum peer tcp_owner(const union socket_address *peer, const union socket_address *own, uid_t *uid)
 {
     union {
@@ -60,6 +100,8 @@ static enum peer tcp_owner(const union socket_address *peer, const union socket_
     if (got < 0)
         return PEER_UNKNOWN;
     errno = EPROTO;
+    if ((size_t)got < NLMSG_HDRLEN)
+        return PEER_UNKNOWN;
     if (answer.header.nlmsg_type == NLMSG_ERROR && (size_t)got >= NLMSG_LENGTH(sizeof(struct nlmsgerr))) {
         errno = -((struct nlmsgerr *)NLMSG_DATA(&answer.header))->error;
         return errno == ENOENT ? PEER_GONE : PEER_UNKNOWN;
@@ -67,6 +109,8 @@ static enum peer tcp_owner(const union socket_address *peer, const union socket_
     if (answer.header.nlmsg_type != SOCK_DIAG_BY_FAMILY || (size_t)got < NLMSG_LENGTH(sizeof(struct inet_diag_msg)))
         return PEER_UNKNOWN;
     const struct inet_diag_msg *found = NLMSG_DATA(&answer.header);
+    if (!is_asked_for(found, peer, own))
+        return PEER_GONE;
     *uid = found->idiag_uid;
     return found->idiag_inode ? PEER_KNOWN : PEER_GONE;
 }
