@@ -16,7 +16,7 @@ from farm import DWRAP, Farm, eventually, ready_line, resident_bytes
 
 WAITERS = int(os.environ.get("WAITERS", 0)) or (10_000 if os.environ.get("PROOF_FULL") else 500)
 SECONDS = 30 + WAITERS / 20
-WRAPPER_BYTES = 1_100_000
+WRAPPER_BYTES = 1_250_000  # libsodium is 0.14 MB of it
 DISTRIBUTOR_BYTES_EACH = 64_000
 
 

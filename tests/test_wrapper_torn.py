@@ -135,7 +135,8 @@ def test_attach_says_what_submit_said_and_how_far_it_is(dwrap: Wrapper) -> None:
         settings = {"DWRAP_LABELS": "arch=arm64", "DWRAP_BUILD": "nightly", "DWRAP_PRIORITY": "-3"}
         done = dwrap.run(d.address, "g++", "-c", str(dwrap.directory / "a" / "x.c"), env=FAIL | settings)
         (submit,), attaches = d.by_verb("SUBMIT"), d.by_verb("ATTACH")
-        limits = [m[1].number("limit") for m in d.by_verb("CREDIT")]
+        before = d.seen[: [m[0] for m in d.seen].index("ATTACH")]
+        limits = [m[1].number("limit") for m in before if m[0] == "CREDIT"]
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 100_000, b"oh")
     for _verb, fields, _bodies in attaches:
         for key in ("version", "job", "cwd", "command", "build", "host", "pid", "path", "label", "priority"):
