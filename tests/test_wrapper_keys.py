@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import signal
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import wrapper_program
-from curve_peer import Pair, locked, write_keys
-from fake_distributor import FakeDistributor, offer_then, result
-from wrapper_program import Wrapper
+from curve_peer import GREETING, Pair, locked, write_keys
+from fake_distributor import FakeDistributor, Message, Script, offer_then, result
+from test_wrapper_peers import peer, until_closed
+from wrapper_program import ROOT, Wrapper
 
 program = wrapper_program.program
 dwrap = wrapper_program.dwrap
@@ -247,3 +252,82 @@ def test_the_warning_comes_once_an_hour(dwrap: Wrapper) -> None:
     (said,) = (dwrap.runtime / "dwrap").glob("said-*")
     os.utime(said, (said.stat().st_atime - 3601, said.stat().st_mtime - 3601))
     assert (lines(), lines()) == (1, 0)
+
+
+# ---- core files ----
+
+
+def cores(dwrap: Wrapper, address: str, env: dict[str, str], ready: threading.Event, *words: str) -> list[bytes]:
+    """The core files of a wrapper that SIGQUIT ends once something is ready."""
+    if Path("/proc/sys/kernel/core_pattern").read_text().strip() != "core":
+        pytest.skip("core files go elsewhere here")
+    if dwrap.program.parent != ROOT / "build" / "bin":
+        pytest.skip("the sanitizer switches core files off")
+    dwrap.directory.chmod(0o755)
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+
+    def allow() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+
+    with dwrap.popen(address, *(words or ("cmd",)), env=env, preexec_fn=allow) as running:
+        if not words:
+            assert ready.wait(10)
+            running.send_signal(signal.SIGQUIT)
+        assert -running.wait(10) == signal.SIGQUIT
+    found = list(dwrap.directory.glob("core*"))
+    texts = [path.read_bytes() for path in found]
+    for path in found:
+        path.unlink()
+    return texts
+
+
+def traces(secret: bytes) -> list[bytes]:
+    """What would tell a secret half: it, in hexadecimal, as X25519 uses it, and the digits that libsodium makes of that."""
+    clamped = bytes([secret[0] & 248, *secret[1:31], secret[31] & 127 | 64])
+    digits = [digit for byte in clamped for digit in (byte & 15, byte >> 4)]
+    for at in range(63):
+        carry = (digits[at] + 8) >> 4
+        digits[at] -= carry << 4
+        digits[at + 1] += carry
+    return [secret, clamped, secret.hex().encode(), secret[8:24], bytes(digit & 255 for digit in digits)]
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_no_core_file_while_the_secret_is_here(dwrap: Wrapper, keyed: bool) -> None:
+    """Without a key to lose there is one, as for any program."""
+    ready = threading.Event()
+
+    def stall(connection: socket.socket) -> None:
+        if keyed:
+            connection.sendall(GREETING)
+        heard = b""
+        while len(heard) < (264 if keyed else 1):  # HELLO
+            heard += connection.recv(4096)
+        ready.set()
+        until_closed(connection)
+
+    with peer(stall) as address:
+        env = write_keys(dwrap.directory / "keys", address, SERVER.public, USER) if keyed else {}
+        assert len(cores(dwrap, address, FAIL | env, ready)) == (not keyed)
+
+
+def test_no_secret_in_a_core_file_later(dwrap: Wrapper) -> None:
+    ready = threading.Event()
+
+    def script(_submit: Message) -> Script:
+        yield ("QUEUED", [("ahead", 1)])
+        ready.set()
+        yield None
+
+    with FakeDistributor(script, prepare=locked(SERVER)) as d:
+        env = write_keys(dwrap.directory / "keys", d.address, SERVER.public, USER)
+        (text,) = cores(dwrap, d.address, FAIL | env, ready)
+    assert USER.public.hex().encode() not in text
+    assert d.address.encode() in text  # it is the wrapper's
+    assert not [trace for trace in traces(USER.secret) if trace in text]
+
+
+def test_what_runs_here_instead_may_leave_a_core_file(dwrap: Wrapper) -> None:
+    with peer(lambda _connection: None) as address:
+        env = write_keys(dwrap.directory / "keys", address, SERVER.public, USER)
+        assert len(cores(dwrap, address, env, threading.Event(), "sh", "-c", "kill -QUIT $$")) == 1

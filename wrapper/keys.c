@@ -9,16 +9,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define SYSTEM "/etc/dwrap"
 
-enum { KEY_FILE_BYTES = 4096, KNOWN_BYTES = 1024 * 1024, HEX_DIGITS = 2 * CURVE_KEY_BYTES };
+enum { KEY_FILE_BYTES = 4096, KNOWN_BYTES = 1024 * 1024, HEX_DIGITS = 2 * CURVE_KEY_BYTES, STACK_BYTES = 32 * 1024 };
 
 static char directory[PATH_MAX - 64];
 static char known_file[PATH_MAX];
 static bool chosen_by_name;
+static int dumpable_before = -1; /* -1: it is as it was */
 
 void keys_at(const char *named, const char *config_home, const char *home)
 {
@@ -183,6 +185,30 @@ static bool parse_pair(const char *text, struct curve_keys *keys)
            memcmp(derived, keys->public, sizeof derived) == 0;
 }
 
+/* From here until the secret half is wiped nothing of us may come into a core file, nor may others of our user trace us. */
+static void close_memory(void)
+{
+    int before = prctl(PR_GET_DUMPABLE);
+    if (before > 0 && prctl(PR_SET_DUMPABLE, 0) == 0)
+        dumpable_before = before;
+}
+
+/* What functions that have returned left below us: libsodium does not wipe all that it derives from a secret. */
+__attribute__((noinline)) static void wipe_stack(void)
+{
+    unsigned char below[STACK_BYTES];
+    sodium_memzero(below, sizeof below);
+}
+
+static void open_memory(void)
+{
+    if (dumpable_before < 0)
+        return;
+    wipe_stack();
+    prctl(PR_SET_DUMPABLE, dumpable_before);
+    dumpable_before = -1;
+}
+
 static bool read_pair(struct curve_keys *keys, char *why, size_t size)
 {
     char path[PATH_MAX], text[KEY_FILE_BYTES + 1];
@@ -192,6 +218,7 @@ static bool read_pair(struct curve_keys *keys, char *why, size_t size)
         snprintf(why, size, "there is no key of yours, %s; make one with dwrapctl join, or dwrapctl key new client", path);
     if (fd < 0)
         return false;
+    close_memory();
     bool good = read_whole(fd, path, text, sizeof text, why, size);
     close(fd);
     if (good && !parse_pair(text, keys)) {
@@ -216,4 +243,5 @@ bool keys_find(const char *address, struct known *out, char *why, size_t size)
 void keys_forget(struct known *known)
 {
     sodium_memzero(&known->keys.secret, sizeof known->keys.secret);
+    open_memory();
 }

@@ -25,10 +25,11 @@ struct known {
 /* Chooses the directory. Values of the environment, or NULL. Call it once, before the rest. */
 void keys_at(const char *directory, const char *config_home, const char *home);
 
-/* What is known of the distributor at this address (as address.text). False: what is known cannot be used, and why. */
+/* What is known of the distributor at this address (as address.text). False: what is known cannot be used, and why. From here to
+ * keys_forget, which is due either way, this process leaves no core file if it has read our pair. */
 bool keys_find(const char *address, struct known *out, char *why, size_t size);
 
-/* Forgets what is secret. */
+/* Forgets what is secret; no copy of it may be left elsewhere by then. */
 void keys_forget(struct known *known);
 
 /* The user's known_distributors, for messages. */
