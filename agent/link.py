@@ -105,11 +105,11 @@ class Link:
         self._dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
         self._dial.configure(self._dealer)
         self._monitor = self._dealer.get_monitor_socket(_EVENTS)
-        self._poller.register(self._dealer, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)  # nothing is read from the dealer until it is known who is at its other end
 
     def _disconnect(self) -> None:
-        self._poller.unregister(self._dealer)
+        if self._up:
+            self._poller.unregister(self._dealer)
         self._poller.unregister(self._monitor)
         self._dealer.disable_monitor()
         self._dealer.close(linger=0)
@@ -117,8 +117,9 @@ class Link:
     def _watch_connection(self) -> None:
         said = recv_monitor_message(self._monitor)
         event = said["event"]
-        if event & _FAILURES:
+        if event & _FAILURES and not self._up:  # libzmq itself does not always try again
             self._complain(self._why_refused(event))
+            self._stand_off()
         elif event == zmq.EVENT_CONNECTED:
             self._fd = said["value"]
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self._up:
@@ -129,6 +130,7 @@ class Link:
                 return self._stand_off()
             self._complaint = ""
             self._up = True
+            self._poller.register(self._dealer, zmq.POLLIN)
             self._feed(e.Connected())
         elif event == zmq.EVENT_DISCONNECTED and self._up:
             self._reconnect()
@@ -139,7 +141,7 @@ class Link:
         self._feed(e.Disconnected())
 
     def _stand_off(self) -> None:
-        """Whoever listens there is not to be trusted: nothing that it has said counts, and a new connection waits for the next tick."""
+        """Nothing that was said on this connection counts, and a new one waits for the next tick."""
         self._disconnect()
         self._open()
         self._is_waiting = True
@@ -305,7 +307,8 @@ class Link:
         for runner in self._live.values():
             runner.close()
         self._runners.close()
-        self._poller.unregister(self._dealer)
+        if self._up:
+            self._poller.unregister(self._dealer)
         self._dealer.disable_monitor()
         self._dealer.close(linger=200)
         self._context.destroy(linger=200)

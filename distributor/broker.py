@@ -310,6 +310,10 @@ class Broker:
         except ProtocolError as error:
             self._reports.unexpected("malformed")
             self._refuse(link, str(error), _job_named_in(fields))
+        except Exception:  # a defect of ours, which whoever found it must not make everybody's
+            self._reports.unexpected("defect")
+            log.exception("a connection of %s is ended: its message could not be handled", link.who.owner)
+            evict(link.fd)
 
     def _make_handlers(self) -> dict[str, Callable[[Connection, Fields, Sequence[bytes], list[bytes]], None]]:
         happened = self._happened

@@ -107,5 +107,5 @@ def property_of(frame: zmq.Frame, name: str) -> str:
     """A property that the handshake told, as each message carries it; empty when there is none."""
     try:
         return str(frame.get(name))
-    except zmq.ZMQError:
+    except (zmq.ZMQError, UnicodeDecodeError):  # a peer may give a property of its own any name, and any bytes
         return ""
