@@ -20,6 +20,7 @@ import queue
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -32,7 +33,7 @@ import zmq.backend
 from dwrap.distributor import events as e
 from dwrap.distributor import wire
 from dwrap.distributor.connections import Connection, Connections
-from dwrap.distributor.descriptors import evict, is_silent, samples
+from dwrap.distributor.descriptors import evict, has_room, is_silent, samples
 from dwrap.distributor.events import JobState
 from dwrap.distributor.identity import of_message, property_of
 from dwrap.distributor.job import Job
@@ -53,6 +54,9 @@ _EVENT: Final = struct.Struct("=hi")
 MAX_QUERY_ID: Final = 64
 _BATCH: Final = 256
 _BATCHES: Final = 16
+_BATCHES_SECONDS: Final = 0.1
+_MOST_QUESTIONS: Final = 16  # of one connection that wait
+_QUESTION_SECONDS: Final = 0.02  # for answers in each turn; at least one
 _ASK_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.1  # also the longest that the loop sleeps
@@ -95,6 +99,7 @@ class Broker:
         self._most_of_one = most_connections // 2
         self._most_silent = most_connections // 4
         self._watch = Watch()
+        self._questions: deque[tuple[Connection, Fields]] = deque()
         self._refused: list[e.Peer] = []  # since the last look around
         self._leaving: list[e.Peer] = []  # since the one before
         self._look_at = self._watch_at = 0.0
@@ -128,6 +133,7 @@ class Broker:
             if self._wake_read.fileno() in ready:
                 self._answer_asks()
             has_more = self._take_batches(self._monitor in ready)
+            has_more |= self._answer_questions()
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
             self._look_around(time.monotonic())
@@ -182,7 +188,8 @@ class Broker:
 
     def _take_batches(self, has_events: bool) -> bool:
         """A few of them, so that nobody keeps the loop from everything else. Returns whether there are more."""
-        return all(self._take_batch(has_events) for _ in range(_BATCHES))
+        until = time.monotonic() + _BATCHES_SECONDS
+        return all(self._take_batch(has_events) and time.monotonic() < until for _ in range(_BATCHES))
 
     def _take_batch(self, has_events: bool) -> bool:
         """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
@@ -328,8 +335,8 @@ class Broker:
             "INPUT": self._to_agent,
             "CLOSE": self._to_agent,
             "SIGNAL": self._to_agent,
-            "QUERY": self._query,
-            "REGISTER": lambda link, fields, _, __: happened(wire.register(link.peer, link.who.serves_as(), fields)),
+            "QUERY": self._asked_something,
+            "REGISTER": lambda link, fields, _, __: happened(wire.register(link.peer, link.who.serves_as(), fields, link.who.owner)),
             "HEARTBEAT": self._heartbeat,
             "LEAVING": lambda link, *_: happened(e.Leaving(link.peer)),
             "REJECT": lambda link, fields, _, __: happened(wire.rejected(link.peer, fields)),
@@ -390,7 +397,36 @@ class Broker:
             return None
         return job
 
-    def _query(self, link: Connection, fields: Fields, *_: object) -> None:
+    def _asked_something(self, link: Connection, fields: Fields, *_: object) -> None:
+        """Questions are answered when there is time, and only to those who read the answers."""
+        if link.questions >= _MOST_QUESTIONS:
+            log.warning("a connection of %s is ended: it asks faster than it reads the answers", link.who.owner)
+            self._reports.unexpected("unbounded")
+            return evict(link.fd)
+        link.questions += 1
+        self._questions.append((link, fields))
+
+    def _answer_questions(self) -> bool:
+        """A few of those that wait. Returns whether more could be answered now."""
+        until = time.monotonic() + _QUESTION_SECONDS
+        for _ in range(len(self._questions)):
+            if time.monotonic() >= until:
+                return True
+            link, fields = self._questions.popleft()
+            if self._links.by_peer.get(link.peer) is not link:
+                continue
+            if not has_room(link.fd):
+                self._questions.append((link, fields))
+                continue
+            link.questions -= 1
+            try:
+                self._query(link, fields)
+            except ProtocolError as error:
+                self._reports.unexpected("malformed")
+                self._refuse(link, str(error))
+        return False
+
+    def _query(self, link: Connection, fields: Fields) -> None:
         what = fields.text("what")
         body = json.dumps(self._answer(link, what, fields), separators=(",", ":")).encode()
         if len(body) > MAX_FRAME_BYTES:
@@ -469,9 +505,10 @@ class Broker:
                 self._end_withdrawn(self._keyring)
 
     def _look_for_growth(self, resident: int) -> bool:
-        if not self._watch.is_due(resident):
+        now = time.monotonic()
+        if not self._watch.is_due(resident, now):
             return False
-        for fd, why in self._watch.look(resident, self._links.by_fd, samples(self._links.by_fd)):
+        for fd, why in self._watch.look(resident, now, self._links.by_fd, samples(self._links.by_fd)):
             link = self._links.by_fd.get(fd)
             log.warning("a connection of %s is ended: %s", link.who.owner if link else "somebody who has said nothing yet", why)
             self._reports.unexpected("unbounded")

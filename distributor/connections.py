@@ -33,6 +33,7 @@ class Connection:
     token: str = ""
     messages: int = 0  #: that have come whole
     told_bytes: int = 0  #: that it was sent
+    questions: int = 0  #: of its that wait
 
     def confirm(self) -> bool:
         """The peer has echoed a secret: its identity counts from now on, if this is still the socket that was asked about."""

@@ -59,6 +59,13 @@ def tells_of_silence(info: bytes) -> bool:
     return unacknowledged > 0 and info[2] >= _SILENT_RETRANSMITS and last_acknowledged_ms >= _SILENT_MS
 
 
+def has_room(fd: int) -> bool:
+    """Whether its peer has read enough of what it was sent for more to be taken; also for one that is gone."""
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    return bool(room.poll(0))
+
+
 def samples(fds: Iterable[int]) -> dict[int, Sample]:
     """How these connections stand; those that are gone are left out."""
     writable = select.poll()

@@ -168,6 +168,7 @@ class Registered:
     peer: Peer
     uid: int | None
     spec: AgentSpec
+    owner: str = ""  #: by which key or uid it is known: nobody else has its name while it is here
 
 
 @_fact

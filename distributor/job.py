@@ -61,6 +61,7 @@ class Job:
         "refusal",
         "result",
         "settled_at",
+        "share",
         "spec",
         "stamp",
         "state",
@@ -79,6 +80,7 @@ class Job:
         self.expected_seconds = expected_seconds
         self.state = JobState.QUEUED
         self.ticket = 0
+        self.share: tuple[int | None, int] = (uid, 0)  #: whose part of the queue it takes up, and how much
         self.queue: FairQueue[Job] | None = None  #: the queue it stands in, while it stands in one
         self.agent: Agent | None = None  #: who holds a slot for it (OFFERED) or has it (ASSIGNED, SETTLED until acknowledged)
         self.attempt = 0  #: the number of its newest assignment

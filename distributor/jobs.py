@@ -8,6 +8,7 @@ fleet.py and missing.py do.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -28,6 +29,8 @@ UNACKNOWLEDGED_SECONDS: Final = 60.0
 MAX_REJECTIONS: Final = 3
 MAX_LOSSES: Final = 5
 MAX_JOBS: Final = 100_000
+MAX_JOBS_OF_ONE: Final = 50_000
+_WEIGHT_BYTES: Final = 4_096  # of paths and labels: as much as another job
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
@@ -46,6 +49,7 @@ class Jobs:
         self.actions: list[e.Action] = []
         self.unacknowledged: dict[str, Job] = {}
         self._of_peer: dict[Peer, set[str]] = {}
+        self._held_by: Counter[int | None] = Counter()
         self.secret = secret
         self._expect = expect
 
@@ -55,10 +59,20 @@ class Jobs:
         """A new job, QUEUED and aside."""
         job = Job(uid, spec, self.now, self._expect(spec))
         self.by_id[spec.job] = job
+        job.share = uid, _weight(spec)
+        self._held_by[uid] += job.share[1]
         if peer is not None:
             self.bind(job, peer)
         self.record(job, "submitted", self.described(job))
         return job
+
+    def why_full(self, uid: int | None) -> str:
+        """Why nobody, or not this user, can have more jobs here now; empty when there is room."""
+        if len(self.by_id) >= MAX_JOBS:
+            return f"the queue is full: {MAX_JOBS} jobs"
+        if self._held_by[uid] >= MAX_JOBS_OF_ONE:
+            return f"this user's part of the queue is full: {MAX_JOBS_OF_ONE} jobs, less if they name many paths"
+        return ""
 
     @staticmethod
     def described(job: Job) -> dict[str, e.Fact]:
@@ -87,6 +101,10 @@ class Jobs:
     def drop(self, job: Job) -> None:
         """A settled job is forgotten."""
         del self.by_id[job.id]
+        whose, weight = job.share
+        self._held_by[whose] -= weight
+        if not self._held_by[whose]:
+            del self._held_by[whose]
         self.bind(job, None)
 
     def held_by(self, peer: Peer, name: str, attempt: int) -> Job | None:
@@ -360,3 +378,8 @@ class Jobs:
         """Something has changed about an agent."""
         facts: dict[str, e.Fact] = {"agent": agent.name, "slots": agent.spec.slots, "reason": reason, "uid": agent.uid}
         self.act(e.Record(self.now, "", what, facts))
+
+
+def _weight(spec: e.JobSpec) -> int:
+    """How many of the jobs that a user may have here this one is: it is what it takes of memory."""
+    return 1 + (sum(map(len, spec.paths)) + sum(map(len, spec.labels))) // _WEIGHT_BYTES

@@ -37,6 +37,7 @@ class Agent:
         "lease_until",
         "load",
         "mark",
+        "owner",
         "peer",
         "pool",
         "reserved",
@@ -50,9 +51,10 @@ class Agent:
         "version",
     )
 
-    def __init__(self, peer: Peer, uid: int | None, spec: AgentSpec, token: str) -> None:
+    def __init__(self, peer: Peer, uid: int | None, spec: AgentSpec, token: str, owner: str = "") -> None:
         self.peer = peer
         self.uid = uid
+        self.owner = owner
         self.spec = spec
         self.pool = pool_of(spec)
         self.token = token

@@ -50,7 +50,7 @@ class Roster:
         if known is None:
             return ""
         is_same = spec.incarnation and spec.incarnation == known.spec.incarnation  # it knows that its old connection is of no use
-        if known.uid == event.uid and (is_same or now - known.heard_at > NAME_TAKEOVER_SECONDS):
+        if (known.uid, known.owner) == (event.uid, event.owner) and (is_same or now - known.heard_at > NAME_TAKEOVER_SECONDS):
             return ""
         return f"an agent named {spec.name} is already connected from {known.spec.host or 'another host'}; choose another --name"
 
@@ -61,7 +61,7 @@ class Roster:
 
     def enter(self, event: e.Registered, token: str, now: float) -> Agent:
         """A new agent."""
-        agent = Agent(event.peer, event.uid, event.spec, token)
+        agent = Agent(event.peer, event.uid, event.spec, token, event.owner)
         agent.heard_at = now
         agent.lease_until = now + LEASE_SECONDS
         standing = self._standings.get(event.spec.name)

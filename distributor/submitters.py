@@ -6,18 +6,18 @@ RECLAIM_SECONDS. Knows jobs.py and what becomes of an attempt meanwhile (missing
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import Job
-from dwrap.distributor.jobs import MAX_JOBS, Jobs
+from dwrap.distributor.jobs import Jobs
 from dwrap.distributor.missing import Missing
 from dwrap.distributor.past import Epitaph
 from dwrap.distributor.placement import Agent
 
 RECLAIM_SECONDS: Final = 1.0
-_FULL: Final = f"the queue is full: {MAX_JOBS} jobs"
 _UNKNOWN: Final = Epitaph("this distributor does not know whether it ran; look at its outputs, then run it again")
 
 
@@ -37,8 +37,8 @@ class Submitters:
             if known.peer != event.peer:
                 jobs.act(e.Answer(event.peer, spec.job, "REFUSED", "a job of this id is already here; ids must be unique"))
             return
-        if len(jobs.by_id) >= MAX_JOBS:
-            return jobs.act(e.Answer(event.peer, spec.job, "UNAVAILABLE", _FULL))
+        if full := jobs.why_full(event.uid):
+            return jobs.act(e.Answer(event.peer, spec.job, "UNAVAILABLE", full))
         job = jobs.enter(event.peer, event.uid, spec)
         job.attempt = attempt
         job.made.update(dict.fromkeys(made))
@@ -107,8 +107,8 @@ class Submitters:
             return jobs.act(e.TellFailed(event.peer, name, *epitaph))
         if epitaph is not None or jobs.past.was_never_assigned(name, event.epoch, jobs.now - event.since):
             undo = epitaph.undo if epitaph else ()
-            if len(jobs.by_id) >= MAX_JOBS:
-                return jobs.act(e.TellFailed(event.peer, name, _FULL, True, undo))
+            if full := jobs.why_full(event.uid):
+                return jobs.act(e.TellFailed(event.peer, name, full, True, undo))
             jobs.past.exhume(name)
             return self.submitted(e.Submitted(event.peer, event.uid, event.spec), event.attempt, undo)
         if jobs.now < jobs.past.recover_until:
@@ -124,6 +124,8 @@ class Submitters:
         if not job.is_described:
             job.spec, job.uid, job.is_described = event.spec, event.uid, True
             jobs.views.see(job, jobs.now)
+        elif job.spec.groups != event.spec.groups:  # its key gives others now
+            job.spec = replace(job.spec, groups=event.spec.groups)
         jobs.record(job, "claimed", jobs.described(job))
         if job.state is JobState.OFFERED:
             jobs.requeue(job, "unanswered", "its submitter has a new connection")

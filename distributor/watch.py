@@ -3,7 +3,8 @@
 libzmq's limits are per frame, and a message counts as one however many frames it has; what waits for a peer that does not read is
 bounded by credit only for streams. So when the process has grown by GROWTH_BYTES, each connection is looked at: one that went on
 sending, but completed no message since the last look (or that has no room, and was sent more) earns a strike; with STRIKES in a row, or
-beyond the limits at once, it is ended. A submitter that was wronged so attaches again and loses nothing.
+beyond the limits at once, it is ended. Every LOOK_SECONDS it looks all the same, for those that began a long message and do not end it.
+A submitter that was wronged so attaches again and loses nothing.
 Pure. Knows counts. Does not know sockets.
 """
 
@@ -18,9 +19,17 @@ from dwrap.distributor.descriptors import Sample
 GROWTH_BYTES: Final = 32 * 1024 * 1024
 STRIKES: Final = 3
 MAX_MESSAGE_BYTES: Final = 24 * 1024 * 1024  # GO with the longest argv and environment that Linux takes is smaller
+LOOK_SECONDS: Final = 5.0
+STALL_SECONDS: Final = 60.0
+_STALLED_BYTES: Final = 256 * 1024
+MAX_BEGUN_BYTES: Final = 256 * 1024 * 1024  # of messages that are not whole, all connections together
+_BEGUN_BYTES: Final = 64 * 1024  # what less is begun is nobody's fault
 MAX_OWED_BYTES: Final = 64 * 1024 * 1024
 _LEAST_RECEIVED: Final = 16 * 1024  # between two looks; less is what waits in a busy moment
 _LEAST_OWED: Final = 1024 * 1024
+
+
+_ENDLESS: Final = "it sends a message without end"
 
 
 class Counts(Protocol):
@@ -38,6 +47,12 @@ class _Track:
     told: int = 0  # when it last had room
     seen_told: int = 0
     strikes: int = 0
+    since: float = 0.0  # when it last had completed a message
+
+    @property
+    def begun(self) -> int:
+        """Bytes of a message that is not whole, or waits to be handled."""
+        return self.seen - self.received
 
 
 class Watch:
@@ -46,41 +61,49 @@ class Watch:
     def __init__(self) -> None:
         self._tracks: dict[int, _Track] = {}
         self._calm: int | None = None
+        self._looked_at = 0.0
 
-    def is_due(self, resident: int) -> bool:
-        """Whether the process, of this many bytes now, has grown enough since the last look to ask who it is."""
+    def is_due(self, resident: int, now: float) -> bool:
+        """Whether the process, of this many bytes now, has grown enough since the last look to ask who it is, or that is long ago."""
         if self._calm is None or resident < self._calm:
             self._calm = resident
-        return resident - self._calm >= GROWTH_BYTES
+        return resident - self._calm >= GROWTH_BYTES or now - self._looked_at >= LOOK_SECONDS
 
     def forget(self, fd: int) -> None:
         """The descriptor is, or was, another connection's."""
         self._tracks.pop(fd, None)
 
-    def look(self, resident: int, counts: Mapping[int, Counts | None], found: Mapping[int, Sample]) -> list[tuple[int, str]]:
+    def look(
+        self, resident: int, now: float, counts: Mapping[int, Counts | None], found: Mapping[int, Sample]
+    ) -> list[tuple[int, str]]:  # fmt: skip
         """The descriptors of connections to be ended, each with why. `counts` has None for one that has completed no message yet."""
-        self._calm = resident
-        ends = []
+        has_grown = self._calm is not None and resident - self._calm >= GROWTH_BYTES
+        self._calm, self._looked_at = resident, now
+        ends: dict[int, str] = {}
         for fd, sample in found.items():
-            why = self._judge(self._tracks.setdefault(fd, _Track()), counts.get(fd), sample)
-            if why:
-                ends.append((fd, why))
-        return ends
+            track = self._tracks.setdefault(fd, _Track(since=now))
+            if why := self._judge(track, counts.get(fd), sample, now, has_grown):
+                ends[fd] = why
+        if sum(self._tracks[fd].begun for fd in found) > MAX_BEGUN_BYTES:
+            ends |= {fd: _ENDLESS for fd in found if self._tracks[fd].begun >= _BEGUN_BYTES and self._tracks[fd].since < now}
+        return [*ends.items()]
 
     @staticmethod
-    def _judge(track: _Track, counts: Counts | None, sample: Sample) -> str:
+    def _judge(track: _Track, counts: Counts | None, sample: Sample, now: float, has_grown: bool) -> str:
         messages, told = (counts.messages, counts.told_bytes) if counts is not None else (0, 0)
         received = sample.received if sample.received is not None else track.seen + (_LEAST_RECEIVED if sample.unread else 0)
         if messages != track.messages:
-            track.messages, track.received = messages, received
+            track.messages, track.received, track.since = messages, received, now
         if sample.is_writable:
             track.told = told
         is_endless = received > track.received and received - track.seen >= _LEAST_RECEIVED
         is_deaf = not sample.is_writable and told - track.seen_told >= _LEAST_OWED
         track.seen, track.seen_told = received, told
-        track.strikes = track.strikes + 1 if is_endless or is_deaf else 0
-        if received - track.received > MAX_MESSAGE_BYTES or (is_endless and track.strikes >= STRIKES):
-            return "it sends a message without end"
+        if has_grown or not (is_endless or is_deaf):
+            track.strikes = track.strikes + 1 if is_endless or is_deaf else 0
+        is_stalled = track.begun > _STALLED_BYTES and now - track.since > STALL_SECONDS
+        if is_stalled or track.begun > MAX_MESSAGE_BYTES or (is_endless and track.strikes >= STRIKES):
+            return _ENDLESS
         if told - track.told > MAX_OWED_BYTES or (is_deaf and track.strikes >= STRIKES):
             return "it does not read what it asked for"
         return ""

@@ -55,6 +55,8 @@ def job_spec(fields: Fields, groups: tuple[int, ...] = ()) -> e.JobSpec:
     if abs(priority) > MAX_PRIORITY:
         raise ProtocolError("field priority is not between -8 and 8")
     labels = fields.texts("label")
+    if len(labels) > MAX_LINES or any(len(label) > MAX_TEXT for label in labels):
+        raise ProtocolError(f"field label is given more than {MAX_LINES} times, or is longer than {MAX_TEXT} characters")
     agent = _one_agent(labels) if labels else ""
     paths = fields.texts("path")
     if len(paths) > MAX_PATHS or sum(map(len, fields.all("path"))) > MAX_PATHS_BYTES:
@@ -70,7 +72,7 @@ def job_spec(fields: Fields, groups: tuple[int, ...] = ()) -> e.JobSpec:
         labels=tuple(label for label in labels if not label.startswith(AGENT_LABEL)) if agent else labels,
         priority=priority,
         remote=fields.flag("remote"),
-        identity=fields.text("identity"),
+        identity=fields.text("identity")[:MAX_TEXT],
         agent=agent,
         views=fields.flag("views"),
         groups=groups,
@@ -110,7 +112,7 @@ def manifest(peer: Peer, fields: Fields, bodies: Sequence[bytes], frames: Sequen
     return e.ManifestTold(peer, job, fields.number("attempt", 0), parse(bodies[0]), frames)
 
 
-def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
+def register(peer: Peer, uid: int | None, fields: Fields, owner: str = "") -> e.Registered:
     """REGISTER. Raises ProtocolError."""
     _check_version(fields)
     slots = fields.number("slots")
@@ -145,7 +147,7 @@ def register(peer: Peer, uid: int | None, fields: Fields) -> e.Registered:
         mounts=_lines(fields, "mount"),
         flaws=_lines(fields, "flaw"),
     )
-    return e.Registered(peer, uid, spec)
+    return e.Registered(peer, uid, spec, owner)
 
 
 def heartbeat(peer: Peer, fields: Fields) -> e.Heartbeat:

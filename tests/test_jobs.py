@@ -9,7 +9,7 @@ from test_fleet_results import LOST, leave, records
 from test_scheduler import OLD, USER, Desk, after_a_restart, attach, come_back
 
 from dwrap.distributor import events as e
-from dwrap.distributor import submitters
+from dwrap.distributor import jobs
 from dwrap.distributor.events import JobState
 from dwrap.distributor.ledger import Book
 
@@ -32,16 +32,30 @@ def test_a_submit_that_came_twice_is_counted_only(desk: Desk) -> None:
 
 
 def test_a_queue_that_is_full_is_said_to_be(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitters, "MAX_JOBS", 2)
+    monkeypatch.setattr(jobs, "MAX_JOBS", 2)
     for peer in (50, 51, 52):
         desk.submit(peer)
-    assert desk.one(e.Answer) == e.Answer(52, "j52", "UNAVAILABLE", "the queue is full: 100000 jobs")
+    assert desk.one(e.Answer) == e.Answer(52, "j52", "UNAVAILABLE", "the queue is full: 2 jobs")
     assert list(desk.scheduler.jobs) == ["j50", "j51"]
+
+
+def test_one_user_has_a_part_of_the_queue_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "MAX_JOBS_OF_ONE", 3)
+    desk.submit(50)
+    desk.submit(51, paths=("/" + "x" * 4_095,))  # counts for two
+    desk.submit(52)
+    assert desk.one(e.Answer).verb == "UNAVAILABLE"
+    assert "this user's part" in desk.one(e.Answer).reason
+    desk.do(e.Submitted(53, 7, e.JobSpec("other", "/", "cc", "b")))
+    assert "other" in desk.scheduler.jobs
+    desk.do(e.Disconnected(51))
+    desk.submit(54)
+    assert "j54" in desk.scheduler.jobs
 
 
 def test_a_queue_that_is_full_loses_nothing_of_who_comes_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = after_a_restart()
-    monkeypatch.setattr(submitters, "MAX_JOBS", 1)
+    monkeypatch.setattr(jobs, "MAX_JOBS", 1)
     desk.submit(50)
     for _ in range(2):
         attach(desk, 51, "undone", 1)

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dwrap.distributor.descriptors import Sample
-from dwrap.distributor.watch import GROWTH_BYTES, MAX_MESSAGE_BYTES, MAX_OWED_BYTES, STRIKES, Watch
+from dwrap.distributor.watch import (
+    GROWTH_BYTES,
+    LOOK_SECONDS,
+    MAX_BEGUN_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_OWED_BYTES,
+    STALL_SECONDS,
+    STRIKES,
+    Watch,
+)
 
 MB = 1024 * 1024
 FD = 9
@@ -24,21 +33,24 @@ class Did:
 Look = tuple[Did | None, Sample]
 
 
-def ends(looks: list[Look]) -> list[int]:
+def ends(looks: list[Look], grows: bool = True, seconds: float = 0.1) -> list[int]:
     """At which look the connection is ended."""
     watch = Watch()
-    return [number for number, (did, sample) in enumerate(looks, 1) if watch.look(0, {FD: did}, {FD: sample})]
+    watch.is_due(0, 0.0)
+    size = GROWTH_BYTES if grows else 0
+    return [number for number, (did, sample) in enumerate(looks, 1) if watch.look(number * size, number * seconds, {FD: did}, {FD: sample})]
 
 
-def test_it_looks_when_the_process_has_grown() -> None:
+def test_it_looks_when_the_process_has_grown_and_every_few_seconds() -> None:
     watch = Watch()
-    assert not watch.is_due(100 * MB)
-    assert not watch.is_due(100 * MB + GROWTH_BYTES - 1)
-    assert watch.is_due(100 * MB + GROWTH_BYTES)
-    watch.look(200 * MB, {}, {})
-    assert not watch.is_due(200 * MB + GROWTH_BYTES - 1)
-    assert not watch.is_due(90 * MB)
-    assert watch.is_due(90 * MB + GROWTH_BYTES)
+    assert not watch.is_due(100 * MB, 0.0)
+    assert not watch.is_due(100 * MB + GROWTH_BYTES - 1, 0.0)
+    assert watch.is_due(100 * MB + GROWTH_BYTES, 0.0)
+    assert watch.is_due(100 * MB, LOOK_SECONDS)
+    watch.look(200 * MB, LOOK_SECONDS, {}, {})
+    assert not watch.is_due(200 * MB + GROWTH_BYTES - 1, LOOK_SECONDS)
+    assert not watch.is_due(90 * MB, LOOK_SECONDS)
+    assert watch.is_due(90 * MB + GROWTH_BYTES, LOOK_SECONDS)
 
 
 @pytest.mark.parametrize("did", [None, Did(5)])
@@ -82,9 +94,9 @@ def test_one_that_asks_and_does_not_read_is_ended() -> None:
 def test_another_connection_with_that_descriptor_begins_anew() -> None:
     watch = Watch()
     for look in range(STRIKES):
-        assert not watch.look(0, {FD: None}, {FD: Sample(look * MB, 0, True)})
+        assert not watch.look(look * GROWTH_BYTES, look, {FD: None}, {FD: Sample(look * MB, 0, True)})
     watch.forget(FD)
-    assert not watch.look(0, {FD: None}, {FD: Sample(MB, 0, True)})
+    assert not watch.look(9 * GROWTH_BYTES, 9.0, {FD: None}, {FD: Sample(MB, 0, True)})
 
 
 @given(st.lists(st.tuples(st.integers(0, 30 * MB), st.integers(0, 90 * MB)), max_size=20))
@@ -94,4 +106,25 @@ def test_whoever_completes_a_message_and_reads_before_each_look_stays(steps: lis
         did.messages += 1
         did.told_bytes += told
         received += sent
-        assert watch.look(0, {FD: did}, {FD: Sample(received, 1, True)}) == []
+        assert watch.look(did.messages * GROWTH_BYTES, did.messages, {FD: did}, {FD: Sample(received, 1, True)}) == []
+
+
+def test_one_that_began_a_long_message_and_stops_is_ended_in_time_and_one_that_began_a_short_one_is_not() -> None:
+    begun = [(Did(5), Sample(0, 0, True)), *[(Did(5), Sample(20 * MB, 0, True))] * 99]
+    found = ends(begun, grows=False, seconds=LOOK_SECONDS)
+    assert STALL_SECONDS < (found[0] - 1) * LOOK_SECONDS <= STALL_SECONDS + LOOK_SECONDS
+    assert ends([(Did(5), Sample(0, 0, True)), *[(Did(5), Sample(9_000, 0, True))] * 99], grows=False, seconds=LOOK_SECONDS) == []
+
+
+def test_growth_that_is_not_there_is_nobodys_fault() -> None:
+    """A slow line: a message that takes its time, looked at every few seconds while nothing grows."""
+    assert ends([(Did(5), Sample(number * 100_000, 0, True)) for number in range(10)], grows=False, seconds=LOOK_SECONDS) == []
+
+
+def test_many_who_begin_together_are_ended_before_their_sum_is_too_much() -> None:
+    watch, many, each = Watch(), 300, MAX_BEGUN_BYTES // 250
+    counts = {fd: Did(1) for fd in range(many)}
+    watch.look(0, 0.0, counts, {fd: Sample(0, 0, True) for fd in counts})
+    assert watch.look(0, 1.0, counts, {fd: Sample(each * (fd < 240), 0, True) for fd in counts}) == []
+    ended = watch.look(0, 2.0, counts, {fd: Sample(each * (fd < 280), 0, True) for fd in counts})
+    assert {fd for fd, _ in ended} == set(range(280))
