@@ -146,7 +146,7 @@ def key_list(folder: Path | None) -> None:
     """Lists who is let in, and what is wrong with the file."""
     place = _folder(folder)
     try:
-        grants, problems = authorized.parse(authorized.read(place))
+        grants, problems = authorized.parse(authorized.read(place).text)
     except OSError as error:
         raise ControlError(f"cannot list keys: {error.strerror or error}; say --keys DIR") from error
     for grant in grants.values():

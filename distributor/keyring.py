@@ -23,6 +23,7 @@ _QUESTION_FRAMES: Final = 6  # and the credentials
 _SECRET_BYTES: Final = 16
 _MOST_TOLD: Final = 8  # refused keys are logged at most so often a minute, for anybody can make more of them
 _MINUTE: Final = 60.0
+_EDIT_SECONDS: Final = 0.2  # everybody waits meanwhile
 
 log = logging.getLogger("dwrap.distributor")
 
@@ -39,8 +40,10 @@ class Keyring:
         self._grants: dict[str, Grant] = {}
         self._next_expiry: float | None = None
         self._told: list[float] = []
-        self._has_changed = False
+        self._has_changed = True
+        self._trouble = ""
         self._take(authorized.read(folder))
+        self._has_changed = False
 
     # ---- who is let in ----
 
@@ -73,7 +76,7 @@ class Keyring:
         self._told = [at for at in self._told if now - at < _MINUTE]
         if len(self._told) < _MOST_TOLD:
             self._told.append(now)
-            log.warning("a key from %s is not let in: %s; if you know it: dwrapctl key allow NAME %s", json.dumps(address), key, key)
+            log.warning("a key from %s is not let in: %s", json.dumps(address), key)
 
     # ---- changes ----
 
@@ -88,35 +91,35 @@ class Keyring:
 
     def _look(self) -> None:
         try:
-            if self._file_stamp() != self._stamp:
-                self._has_changed = True
+            if self._trouble or not self._stamp or authorized.look(self._folder) != self._stamp:
                 self._take(authorized.read(self._folder))
+                self._trouble = ""
         except OSError as error:
-            self._lock_out(error)
+            self._lock_out(str(error.strerror or error))
 
-    def _lock_out(self, error: OSError) -> None:
-        """A list of keys that cannot be trusted lets nobody in."""
-        if self._grants:
-            log.error("no key is let in any more: cannot use %s: %s", self._folder / authorized.FILE, error.strerror or error)
-        self._stamp, self._grants = self._file_stamp(), {}
+    def _lock_out(self, trouble: str) -> None:
+        """A list of keys that cannot be trusted lets nobody in; it is tried again at each look."""
+        if trouble != self._trouble:
+            log.error("no key is let in: cannot use %s: %s", self._folder / authorized.FILE, trouble)
+        self._trouble = trouble
+        self._has_changed |= bool(self._grants)
+        self._grants = {}
 
-    def _take(self, text: str) -> None:
-        self._stamp = self._file_stamp()
-        self._grants, problems = authorized.parse(text)
-        for problem in problems:
-            log.warning("%s: %s", self._folder / authorized.FILE, problem)
+    def _take(self, reading: authorized.Reading) -> None:
+        if reading.stamp and reading.stamp == self._stamp and not self._trouble:
+            return
+        grants, problems = authorized.parse(reading.text)
+        is_news = grants != self._grants or reading.stamp != self._stamp
+        self._has_changed |= grants != self._grants
+        self._stamp, self._grants = reading.stamp, grants
         self._next_expiry = self._first_expiry(0.0)
-        log.info("%d keys are let in", len(self._grants))
+        if is_news:
+            for problem in problems:
+                log.warning("%s: %s", self._folder / authorized.FILE, problem)
+            log.info("%d keys are let in", len(self._grants))
 
     def _first_expiry(self, after: float) -> float | None:
         return min((grant.expires for grant in self._grants.values() if grant.expires is not None and grant.expires > after), default=None)
-
-    def _file_stamp(self) -> tuple[int, ...]:
-        try:
-            found = os.stat(self._folder / authorized.FILE)
-        except OSError:
-            return ()
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     # ---- invitations ----
 
@@ -129,6 +132,6 @@ class Keyring:
                 raise KeyLineError("the invitation has been used or withdrawn")
             return authorized.with_grant(authorized.without(text, invitation.key), fresh)
 
-        authorized.edit(self._folder, change)
+        authorized.edit(self._folder, change, _EDIT_SECONDS)
         self._look()
         return fresh

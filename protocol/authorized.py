@@ -20,16 +20,19 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 FILE: Final = "authorized_keys"
 RIGHTS: Final = ("submit", "serve", "operate", "invite")
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 MAX_GROUPS: Final = 64
+LOCK_SECONDS: Final = 5.0
+_LOCK_STEP_SECONDS: Final = 0.01
 MAX_ID: Final = 2**32 - 2  # the last one stands for "as before" in the kernel's calls
 _KEY: Final = re.compile(r"[0-9a-f]{64}\Z")
 _NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@-]{0,63}\Z")
@@ -122,9 +125,9 @@ def parse_time(text: str) -> float:
     """`2027-01-01T00:00:00Z`, or a date. Raises KeyLineError."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
         raise KeyLineError(f"expires={text[:40]} is no time; write it as 2027-01-01T00:00:00Z") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def parse_line(line: str) -> Grant | None:
@@ -191,7 +194,9 @@ def parse(text: str) -> tuple[dict[str, Grant], list[str]]:
 def with_grant(text: str, grant: Grant) -> str:
     """The file's text with one more line. Raises KeyLineError when its key or name is there already."""
     for other in parse(text)[0].values():
-        if grant.name == other.name or grant.key == other.key:
+        if grant.key == other.key:
+            raise KeyLineError(f"this key is let in already, as {other.name}; dwrapctl key revoke {other.name} ends that")
+        if grant.name == other.name:
             raise KeyLineError(f"{other.name} is there already, with the key {other.key}; dwrapctl key revoke {other.name} removes it")
     return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{check_grant(grant).line()}\n"
 
@@ -204,55 +209,100 @@ def without(text: str, name: str) -> str:
     return "".join(kept)
 
 
-def read(directory: Path) -> str:
-    """The file's text; empty when there is none. Raises OSError; PermissionError when others than its owner (root, we, or whom the
+class Reading(NamedTuple):
+    """The file's text, and a stamp that is another one as soon as the file is another, or was written to while it was read."""
+
+    text: str
+    stamp: tuple[int, ...]
+
+
+def look(directory: Path) -> tuple[int, ...]:
+    """The stamp of the file, and of the directory's permissions, as they are now; empty when there is no file."""
+    try:
+        return _stamp(os.stat(directory / FILE), directory.stat())
+    except OSError:
+        return ()
+
+
+def _stamp(found: os.stat_result, around: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, around.st_mode, around.st_uid
+
+
+def read(directory: Path) -> Reading:
+    """The file as it is; empty when there is none. Raises OSError; PermissionError when others than its owner (root, we, or whom the
     directory belongs to) may write to it.
     """
     try:
-        with open(directory / FILE, "rb") as file:
+        with open(directory / FILE, "rb", opener=_without_waiting) as file:
             found, around = os.fstat(file.fileno()), directory.stat()
             if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), around.st_uid):
                 raise PermissionError(0, f"{directory / FILE} is not a file that only its owner may write to; chmod 600 it")
             if around.st_mode & 0o022:
                 raise PermissionError(0, f"others may write to {directory}; chmod 700 it")
             content = file.read(MAX_FILE_BYTES + 1)
+            stamp = _stamp(found, around)
+            if _stamp(os.fstat(file.fileno()), around) != stamp:
+                stamp = ()  # half of it may be what was written meanwhile: it has to be read again
     except FileNotFoundError:
-        return ""
+        return Reading("", ())
     if len(content) > MAX_FILE_BYTES:
         raise OSError(0, f"{directory / FILE} is larger than {MAX_FILE_BYTES} bytes; remove lines")
-    return content.decode("utf-8", "replace")
+    return Reading(content.decode("utf-8", "replace"), stamp)
 
 
-def edit(directory: Path, change: Callable[[str], str]) -> None:
-    """Replaces the file's text by `change(text)`, whole or not at all, one editor at a time. Raises OSError, and what `change` raises.
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold us up
 
-    The new file belongs to whom the old one did, or the directory: root may keep the keys of a distributor that has its own user.
+
+def edit(directory: Path, change: Callable[[str], str], patience: float = LOCK_SECONDS) -> None:
+    """Replaces the file's text by `change(text)`, whole or not at all, one editor at a time. Raises OSError, TimeoutError when another
+    editor does not end within `patience` seconds, and what `change` raises.
+
+    The new file belongs to whom the directory does: root may keep the keys of a distributor that has its own user.
     """
-    with _locked(directory):
-        text = change(read(directory))
-        file = directory / FILE
-        owner = file.stat() if file.exists() else directory.stat()
-        fd, fresh = tempfile.mkstemp(prefix=f".{FILE}.", dir=directory)
-        try:
-            with open(fd, "w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                if os.geteuid() == 0:
-                    os.fchown(fd, owner.st_uid, owner.st_gid)
-                os.fsync(fd)
-            os.replace(fresh, file)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(fresh)
-            raise
+    with _locked(directory, patience):
+        replace_file(directory / FILE, change(read(directory).text))
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Writes a file anew, mode 0600, for whom its directory belongs to; whole or not at all. Raises OSError."""
+    owner = file.parent.stat()
+    fd, fresh = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with open(fd, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            if os.geteuid() == 0:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            os.fsync(fd)
+        os.replace(fresh, file)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        raise
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(directory: Path, patience: float) -> Iterator[None]:
+    """A lock of a file that nobody else can open: one on the directory, whoever may read that could hold."""
+    owner, deadline = directory.stat(), time.monotonic() + patience
+    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.geteuid() == 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(0, f"another editor of {directory / FILE} does not end") from None
+                time.sleep(_LOCK_STEP_SECONDS)
         yield
-        os.fsync(fd)
     finally:
         os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import threading
@@ -101,11 +102,11 @@ def test_comments_and_order_outlive_edits(tmp_path: Path) -> None:
     before = f"# the team\n{K} alice submit uid=1000 # third floor\n\n# machines"
     (tmp_path / authorized.FILE).write_text(before)
     authorized.edit(tmp_path, lambda text: authorized.with_grant(text, Grant(L, "farm", frozenset({"serve"}))))
-    assert authorized.read(tmp_path) == f"{before}\n{L} farm serve\n"
+    assert authorized.read(tmp_path).text == f"{before}\n{L} farm serve\n"
     authorized.edit(tmp_path, lambda text: authorized.without(text, "alice"))
-    assert authorized.read(tmp_path) == f"# the team\n\n# machines\n{L} farm serve\n"
+    assert authorized.read(tmp_path).text == f"# the team\n\n# machines\n{L} farm serve\n"
     authorized.edit(tmp_path, lambda text: authorized.without(text, L))
-    assert authorized.read(tmp_path) == "# the team\n\n# machines\n"
+    assert authorized.read(tmp_path).text == "# the team\n\n# machines\n"
 
 
 def test_a_line_that_only_speaks_of_somebody_is_not_theirs(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_line_that_only_speaks_of_somebody_is_not_theirs(tmp_path: Path) -> No
 def test_a_name_or_key_is_let_in_once() -> None:
     text = f"{K} alice submit uid=1\n"
     for grant in (Grant(K, "x", frozenset({"serve"})), Grant(L, "alice", frozenset({"serve"}))):
-        with pytest.raises(KeyLineError, match="is there already"):
+        with pytest.raises(KeyLineError, match="already"):
             authorized.with_grant(text, grant)
 
 
@@ -131,8 +132,8 @@ def test_editors_take_turns_and_none_is_lost(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(authorized.parse(authorized.read(tmp_path))[0]) == 40
-    assert os.listdir(tmp_path) == [authorized.FILE]
+    assert len(authorized.parse(authorized.read(tmp_path).text)[0]) == 40
+    assert set(os.listdir(tmp_path)) == {".lock", authorized.FILE}
     assert stat.S_IMODE((tmp_path / authorized.FILE).stat().st_mode) == 0o600
 
 
@@ -140,8 +141,8 @@ def test_an_edit_that_fails_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / authorized.FILE).write_text("# as it was\n")
     with pytest.raises(KeyLineError):
         authorized.edit(tmp_path, lambda text: authorized.without(text, "nobody"))
-    assert authorized.read(tmp_path) == "# as it was\n"
-    assert os.listdir(tmp_path) == [authorized.FILE]
+    assert authorized.read(tmp_path).text == "# as it was\n"
+    assert set(os.listdir(tmp_path)) == {".lock", authorized.FILE}
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
@@ -152,7 +153,7 @@ def test_a_file_that_others_may_write_to_is_not_believed(tmp_path: Path, mode: i
     with pytest.raises(PermissionError, match="chmod 600"):
         authorized.read(tmp_path)
     file.chmod(0o644)
-    assert authorized.read(tmp_path)
+    assert authorized.read(tmp_path).text
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
@@ -172,3 +173,34 @@ def test_a_directory_that_others_may_write_to_is_not_believed(tmp_path: Path, mo
     tmp_path.chmod(mode)
     with pytest.raises(PermissionError, match="chmod 700"):
         authorized.read(tmp_path)
+
+
+def test_nobody_who_may_only_read_keeps_editors_waiting(tmp_path: Path) -> None:
+    """A lock of the directory itself could be held by whoever may read it."""
+    (tmp_path / authorized.FILE).write_text("")
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    authorized.edit(tmp_path, lambda _: "# done\n", patience=0.0)
+    os.close(held)
+    assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o600
+
+
+def test_an_editor_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with authorized._locked(tmp_path, 1.0), pytest.raises(TimeoutError, match="another editor"):
+        authorized.edit(tmp_path, lambda text: text, patience=0.05)
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / authorized.FILE
+    file.write_text("# one\n")
+    assert authorized.read(tmp_path).stamp == authorized.look(tmp_path) != ()
+    real, calls = os.fstat, []
+
+    def changing(fd: int) -> os.stat_result:
+        calls.append(fd)
+        if len(calls) == 2:
+            file.write_text("# another\n")
+        return real(fd)
+
+    monkeypatch.setattr(os, "fstat", changing)
+    assert authorized.read(tmp_path).stamp == ()

@@ -124,6 +124,33 @@ def test_a_file_that_cannot_be_believed_lets_nobody_in_until_it_can(tmp_path: Pa
     assert keyring.grant(K) is not None
 
 
+def test_what_was_replaced_while_it_was_read_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring = ring(tmp_path, f"{K} alice submit uid=1000\n")
+    write(tmp_path, f"{K} alice submit uid=1000\n{L} bob serve\n")
+    real = authorized.read
+
+    def overtaken(folder: Path) -> authorized.Reading:
+        found = real(folder)
+        write(tmp_path, "")  # just after it was read
+        return found
+
+    monkeypatch.setattr(authorized, "read", overtaken)
+    keyring.refresh(0.0)
+    monkeypatch.setattr(authorized, "read", real)
+    assert keyring.refresh(0.0)
+    assert keyring.grant(K) is None
+
+
+def test_permissions_that_are_mended_let_everybody_in_again(tmp_path: Path) -> None:
+    keyring = ring(tmp_path, f"{K} alice submit uid=1000\n")
+    tmp_path.chmod(0o777)
+    assert keyring.refresh(0.0)
+    assert keyring.grant(K) is None
+    tmp_path.chmod(0o700)
+    assert keyring.refresh(0.0)
+    assert keyring.grant(K) is not None
+
+
 def test_a_key_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keyring = ring(tmp_path, f"{K} a submit uid=1 expires=2030-01-01\n{L} b submit uid=1 expires=2031-01-01\n{M} c serve\n")
     first, second = authorized.parse_time("2030-01-01"), authorized.parse_time("2031-01-01")
@@ -185,7 +212,7 @@ def test_a_key_that_is_let_in_already_does_not_get_more(tmp_path: Path) -> None:
     keyring = ring(tmp_path, text)
     invitation = keyring.grant(K)
     assert invitation is not None
-    with pytest.raises(KeyLineError, match="is there already"):
+    with pytest.raises(KeyLineError, match="already"):
         keyring.exchange(invitation, L)
     assert (tmp_path / FILE).read_text() == text
 
