@@ -229,3 +229,49 @@ def test_where_the_kernel_does_not_tell_nobody_is_spoken_to(dwrap: Wrapper, comm
         assert len(d.seen) == seen
     with FakeDistributor(offer_then(result()), f"ipc://{commons}/socket") as d:
         assert dwrap.run(d.address, "cmd", env=FAIL, preexec_fn=without_netlink).returncode == 0
+
+
+def remembered(dwrap: Wrapper, name: str, owner: int) -> bool:
+    """Whether the wrapper believes a file of that owner about where a name leads."""
+    kept = dwrap.runtime / "dwrap" / f"name-{name}"
+    kept.parent.mkdir(mode=0o700, exist_ok=True)
+    kept.write_text("127.0.0.1 STREAM x\n")
+    os.chown(kept, owner, owner)
+    with FakeDistributor(offer_then(result())) as d:
+        port = d.address.rpartition(":")[2]
+        return dwrap.run(f"tcp://{name}:{port}", "true", env=FAIL | {"DWRAP_PATIENCE": "0"}).returncode == 0
+
+
+def test_what_others_wrote_about_a_name_is_not_believed(dwrap: Wrapper) -> None:
+    assert remembered(dwrap, "farm.invalid", os.geteuid())
+    assert not remembered(dwrap, "farm.invalid", SQUATTER)
+
+
+def test_a_directory_that_takes_the_place_of_another_is_not_read(dwrap: Wrapper) -> None:
+    """It is swapped between the look at it and the look into it: what was looked at is read, or nothing."""
+    strace = shutil.which("strace")
+    if not strace or dwrap.program.parent != wrapper_program.ROOT / "build" / "bin":
+        pytest.skip("needs strace, and no sanitizer, whose own files would be as slow")
+    good, bad, trace = dwrap.runtime / "dwrap", dwrap.runtime / "bad", dwrap.directory / "trace"
+    good.mkdir(mode=0o700)
+    bad.mkdir(mode=0o777)
+    (bad / "name-farm.invalid").write_text("127.0.0.1 STREAM x\n")
+    os.chown(bad, SQUATTER, SQUATTER)
+    slow = ["-e", "trace=%file,fstat", "-e", "inject=openat,open:delay_exit=200000"]
+    with FakeDistributor(offer_then(result())) as d:
+        port = d.address.rpartition(":")[2]
+        bad.rename(dwrap.runtime / "away")
+        good.rename(bad)
+        (dwrap.runtime / "away").rename(good)
+        dwrap.prefix = [strace, "-f", "-o", str(trace), *slow]
+        env = FAIL | {"DWRAP_PATIENCE": "0", "DWRAP_REMOTE": "1"}
+        with dwrap.popen(f"tcp://farm.invalid:{port}", "true", env=env) as running:
+            if running.poll() is None:
+                end = time.monotonic() + 10
+                while time.monotonic() < end and not (trace.exists() and "name-farm" in trace.read_text()):
+                    time.sleep(0.01)
+                good.rename(dwrap.runtime / "away")
+                bad.rename(good)
+            running.communicate(timeout=30)
+        assert running.returncode == 125
+    assert not d.seen
