@@ -65,7 +65,13 @@ def link_to(path: Path) -> None:
         (lambda path: path.write_text(PAIR.replace("secret", "sacred")), ["holds no key pair"]),
         (lambda path: path.write_text(PAIR.replace(USER.secret.hex(), USER.secret.hex()[:-1])), ["holds no key pair"]),
         (lambda path: path.write_text(PAIR.replace(USER.secret.hex(), OTHER.secret.hex())), ["holds no key pair"]),
-        (lambda path: path.write_bytes(PAIR.encode().replace(b"secret", b"\0secret")), ["holds no key pair"]),
+        (lambda path: path.write_bytes(PAIR.encode().replace(b"secret", b"\0secret")), ["control characters"]),
+        (lambda path: path.write_text(PAIR + "\x7f"), ["control characters"]),
+        (lambda path: path.write_text(PAIR + "#\x0b"), ["control characters"]),
+        (lambda path: path.write_text(PAIR + PAIR), ["holds no key pair"]),
+        (lambda path: path.write_text(PAIR + f"secret = {OTHER.secret.hex()}\n"), ["holds no key pair"]),
+        (lambda path: path.write_text(PAIR.rstrip("\n") + " # mine\n"), ["holds no key pair"]),
+        (lambda path: path.write_text(PAIR.replace("\nsecret", "\rsecret")), ["holds no key pair"]),
     ],
 )
 def test_a_key_file_that_is_none(dwrap: Wrapper, distributor: FakeDistributor, spoil: Callable[[Path], object], words: list[str]) -> None:
@@ -86,7 +92,7 @@ def test_a_key_file_that_is_none(dwrap: Wrapper, distributor: FakeDistributor, s
     "write",
     [
         lambda path: path.write_text(PAIR),
-        lambda path: path.write_text(f"# mine\n\nname = desk\n\tpublic={USER.public.hex()}  # half\r\nsecret = {USER.secret.hex()}\r\n"),
+        lambda path: path.write_text(f"# mine\n\nname = desk\n\tpublic={USER.public.hex()}  \r\nsecret = {USER.secret.hex()}\r\n"),
         lambda path: path.write_text(PAIR.rstrip("\n")),
         lambda path: path.write_text(PAIR + "#" * (4096 - len(PAIR))),
         lambda path: path.chmod(0o400),
@@ -109,7 +115,14 @@ KNOWN = SERVER.public.hex()
         ("{0}\n", ["line 1", "is not understood"]),
         ("# x\n{0} " + KNOWN[:-1] + "\n", ["line 2", "is not understood"]),
         ("{0} " + KNOWN + "0\n", ["is not understood"]),
-        ("{0} " + KNOWN.upper().replace("0", "A") + "\n", ["is not understood"]),
+        ("{0} " + KNOWN + "#\n", ["is not understood"]),
+        ("{0} " + KNOWN + "\r# x\n", ["is not understood"]),
+        ("{0} " + KNOWN + "\rtcp://other:1 " + KNOWN + "\n", ["is not understood"]),
+        ("{0} " + KNOWN + "\ntcp://other:1 nonsense\n", ["line 2", "is not understood"]),
+        ("tcp://other:1 uid=5 uid=6\n{0} " + KNOWN + "\n", ["line 1", "is not understood"]),
+        ("{0} " + KNOWN + "\n\0\n", ["control characters"]),
+        ("{0} " + KNOWN + "\n# \x1b[2J\n", ["control characters"]),
+        ("{0} uid=00000000005\n", ["is not understood"]),
         ("{0} " + KNOWN + " more\n", ["is not understood"]),
         ("{0} uid=\n", ["is not understood"]),
         ("{0} uid=-1\n", ["is not understood"]),
@@ -134,7 +147,8 @@ def test_known_distributors_that_are_none(dwrap: Wrapper, distributor: FakeDistr
     [
         "{0} " + KNOWN,
         "\t{0}\t" + KNOWN + "\t# it\r\n",
-        "# {0} nonsense\ntcp://other:1 nonsense\n{0}0 nonsense\n{0} " + KNOWN + "\n{0} " + "0" * 64 + "\n",
+        "{0} " + KNOWN.upper(),
+        "# {0} nonsense\ntcp://other:1 " + "0" * 64 + "\n{0}0 uid=4294967294\n\r\n \t#x\n{0} " + KNOWN + "\t#\n{0} " + "0" * 64 + "\n",
         "#" * 1_000_000 + "\n{0} " + KNOWN + "\n",
     ],
 )
@@ -149,6 +163,9 @@ def test_known_distributors_that_are_some(dwrap: Wrapper, distributor: FakeDistr
     ("spoil", "word"),
     [
         (lambda path: path.chmod(0o646), b"open to others"),
+        (lambda path: path.chmod(0o664), b"open to others"),
+        (lambda path: path.parent.chmod(0o777), b"others may write to"),
+        (lambda path: path.parent.chmod(0o770), b"others may write to"),
         (lambda path: os.chown(path, STRANGER, 0), b"belongs to uid"),
         (lambda path: replace(path, os.mkfifo), b"not a regular file"),
         (lambda path: replace(path, os.mkdir), b"not a regular file"),
@@ -217,6 +234,28 @@ def test_a_home_that_is_not_ours_holds_no_keys_of_ours(stranger: Wrapper) -> Non
         done = stranger.run(d.address, "cmd", env=FAIL | {"DWRAP_KEYS": str(closed)}, **as_user)
         assert done.returncode == 125
         assert b"cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("named", "words"), [("/no/such/place", b"No such file"), ("keys", b"no absolute path"), ("/dev/null", b"Not a directory"), ("/" + "x" * 4100, b"")]
+)
+def test_a_directory_that_was_named_is_there(dwrap: Wrapper, distributor: FakeDistributor, named: str, words: bytes) -> None:
+    (dwrap.directory / "keys").mkdir()
+    for setting in (FAIL, {}):
+        done = dwrap.run(distributor.address, "echo", "ran", env=setting | {"DWRAP_KEYS": named})
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (125, b"", 1)
+        assert b"DWRAP_KEYS names" in done.stderr
+        assert words in done.stderr
+
+
+@pytest.mark.parametrize("home", [{"HOME": ""}, {"HOME": "here"}, {"HOME": "", "XDG_CONFIG_HOME": "here"}])
+def test_without_a_home_no_directory_is_a_users(stranger: Wrapper, home: dict[str, str]) -> None:
+    for base in ("here", "here/.config", ".config"):
+        (stranger.directory / base / "dwrap" / "keys").mkdir(parents=True)
+        (stranger.directory / base / "dwrap" / "keys" / "known_distributors").write_text("nonsense")
+    with FakeDistributor(offer_then(result())) as d:
+        done = stranger.run(d.address, "cmd", env=FAIL | home, user=STRANGER, group=STRANGER, extra_groups=[])
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_machines_known_distributors_are_read_last(dwrap: Wrapper, distributor: FakeDistributor) -> None:

@@ -1,5 +1,5 @@
-/* Reading keys and known distributors; see keys.h. A file that others may have written, or may read, is none. Does not know what the keys
- * are used for. */
+/* Reading keys and known distributors; see keys.h. A file that others may have written, or may read, is none, nor is one with a line that is
+ * not understood: what it was to say is not known. Does not know what the keys are used for. */
 #include "wrapper/keys.h"
 
 #include <errno.h>
@@ -32,11 +32,27 @@ void keys_at(const char *named, const char *config_home, const char *home)
         length = snprintf(directory, sizeof directory, SYSTEM "/keys");
     else if (config_home && config_home[0] == '/')
         length = snprintf(directory, sizeof directory, "%s/dwrap/keys", config_home);
-    else if (home && *home)
+    else if (home && home[0] == '/')
         length = snprintf(directory, sizeof directory, "%s/.config/dwrap/keys", home);
     if (length <= 0 || (size_t)length >= sizeof directory)
-        snprintf(directory, sizeof directory, SYSTEM "/keys");
-    snprintf(known_file, sizeof known_file, "%s/known_distributors", directory);
+        directory[0] = 0; /* there is none */
+    snprintf(known_file, sizeof known_file, "%s/known_distributors", directory[0] ? directory : SYSTEM);
+}
+
+/* Whether the directory may be used. One that nobody named need not be there. */
+static bool check_directory(char *why, size_t size)
+{
+    struct stat st;
+    bool found = directory[0] && stat(directory, &st) == 0;
+    if (chosen_by_name && directory[0] != '/')
+        snprintf(why, size, "DWRAP_KEYS names %.200s, which is no absolute path; name a directory from / on, or unset it", directory);
+    else if (chosen_by_name && (!found || !S_ISDIR(st.st_mode)))
+        snprintf(why, size, "DWRAP_KEYS names %s: %s; make it, or unset it", directory, found ? strerror(ENOTDIR) : strerror(errno));
+    else if (found && (st.st_mode & 022))
+        snprintf(why, size, "others may write to %s (mode %03o); chmod go-w it", directory, (unsigned)st.st_mode & 0777);
+    else
+        return true;
+    return false;
 }
 
 const char *keys_known_file(void)
@@ -75,7 +91,18 @@ static int open_trusted(const char *path, mode_t closed, char *why, size_t size)
     return -1;
 }
 
-/* Reads a whole file into a string. False when it does not fit, or cannot be read. */
+/* Is it text? */
+static bool is_text(const char *text, size_t length)
+{
+    for (size_t i = 0; i < length; i++) {
+        unsigned char c = (unsigned char)text[i];
+        if ((c < ' ' && c != '\t' && c != '\r' && c != '\n') || c == 0x7f)
+            return false;
+    }
+    return true;
+}
+
+/* Reads a whole file into a string. False when it does not fit, cannot be read, or is no text. */
 static bool read_whole(int fd, const char *path, char *text, size_t room, char *why, size_t size)
 {
     size_t have = 0;
@@ -93,20 +120,37 @@ static bool read_whole(int fd, const char *path, char *text, size_t room, char *
         snprintf(why, size, "%s is larger than %zu bytes; remove what does not belong there", path, room - 1);
         return false;
     }
+    if (!is_text(text, have)) {
+        snprintf(why, size, "%s holds control characters and is not understood; write it anew", path);
+        return false;
+    }
     text[have] = 0;
     return true;
 }
 
-/* The next word of a line, up to a blank or a comment; its length, 0 at the end. */
+/* Blanks instead of comments (from a '#' on that begins a line or follows a blank) and carriage returns. */
+static void clear_comments(char *text)
+{
+    bool in_comment = false;
+    char before = '\n';
+    for (char *at = text; *at; at++) {
+        in_comment = *at != '\n' && (in_comment || (*at == '#' && (before == '\n' || before == ' ' || before == '\t')));
+        before = *at;
+        if (in_comment || *at == '\r')
+            *at = ' ';
+    }
+}
+
+/* The next word of a line; its length, 0 at the end. */
 static size_t next_word(const char **at)
 {
-    *at += strspn(*at, " \t\r");
-    return **at == '#' ? 0 : strcspn(*at, " \t\r\n");
+    *at += strspn(*at, " \t");
+    return strcspn(*at, " \t\n");
 }
 
 static bool parse_key(const char *at, size_t length, unsigned char key[CURVE_KEY_BYTES])
 {
-    return length == HEX_DIGITS && strspn(at, "0123456789abcdef") >= HEX_DIGITS &&
+    return length == HEX_DIGITS && strspn(at, "0123456789abcdefABCDEF") >= HEX_DIGITS &&
            sodium_hex2bin(key, CURVE_KEY_BYTES, at, length, NULL, NULL, NULL) == 0;
 }
 
@@ -123,6 +167,7 @@ static bool parse_owner(const char *at, size_t length, uid_t *owner)
 static bool parse_pin(const char *at, struct known *out)
 {
     size_t length = next_word(&at);
+    memset(out, 0, sizeof *out);
     out->keyed = parse_key(at, length, out->keys.server);
     out->owned = !out->keyed && parse_owner(at, length, &out->owner);
     at += length;
@@ -140,48 +185,58 @@ static bool look_up(const char *path, const char *address, struct known *out, bo
 {
     static char text[KNOWN_BYTES + 1]; /* untouched as long as there is no such file */
     size_t wanted = strlen(address);
-    int fd = open_trusted(path, S_IWOTH, why, size);
+    int fd = open_trusted(path, 022, why, size);
     if (fd < 0)
         return !*why;
     bool whole = read_whole(fd, path, text, sizeof text, why, size);
     close(fd);
+    if (!whole)
+        return false;
+    clear_comments(text);
     unsigned number = 1;
-    for (const char *line = text; whole && *line; line = next_line(line), number++) {
+    for (const char *line = text; *line; line = next_line(line), number++) {
         const char *at = line;
+        struct known pin;
         size_t length = next_word(&at);
-        if (length != wanted || memcmp(at, address, wanted) != 0)
+        if (length == 0)
             continue;
-        *found = parse_pin(at + length, out);
-        if (!*found)
+        if (!parse_pin(at + length, &pin)) {
             snprintf(why, size, "line %u of %s is not understood; write ADDRESS and 64 hexadecimal digits, or ADDRESS uid=N", number, path);
-        return *found;
+            return false;
+        }
+        if (*found || length != wanted || memcmp(at, address, wanted) != 0)
+            continue;
+        *out = pin;
+        *found = true;
     }
-    return whole;
+    return true;
 }
 
-/* `WORD = HEX` of our pair. */
-static bool take_half(const char *line, const char *word, unsigned char key[CURVE_KEY_BYTES])
+/* `WORD = HEX` of our pair, and nothing else: 1, or 0. */
+static unsigned take_half(const char *line, const char *word, unsigned char key[CURVE_KEY_BYTES])
 {
     size_t length = strlen(word);
     line += strspn(line, " \t");
     if (strncmp(line, word, length) != 0)
-        return false;
+        return 0;
     line += length + strspn(line + length, " \t");
     if (*line++ != '=')
-        return false;
-    length = next_word(&line);
-    return parse_key(line, length, key);
+        return 0;
+    line += strspn(line, " \t");
+    const char *rest = line + strcspn(line, " \t\r\n");
+    rest += strspn(rest, " \t\r");
+    return (!*rest || *rest == '\n') && parse_key(line, strcspn(line, " \t\r\n"), key);
 }
 
 static bool parse_pair(const char *text, struct curve_keys *keys)
 {
     unsigned char derived[CURVE_KEY_BYTES];
-    bool public = false, secret = false;
+    unsigned public = 0, secret = 0;
     for (const char *line = text; *line; line = next_line(line)) {
-        public = public || take_half(line, "public", keys->public);
-        secret = secret || take_half(line, "secret", keys->secret);
+        public += take_half(line, "public", keys->public);
+        secret += take_half(line, "secret", keys->secret);
     }
-    return public && secret && sodium_init() >= 0 && crypto_scalarmult_base(derived, keys->secret) == 0 &&
+    return public == 1 && secret == 1 && sodium_init() >= 0 && crypto_scalarmult_base(derived, keys->secret) == 0 &&
            memcmp(derived, keys->public, sizeof derived) == 0;
 }
 
@@ -212,6 +267,10 @@ static void open_memory(void)
 static bool read_pair(struct curve_keys *keys, char *why, size_t size)
 {
     char path[PATH_MAX], text[KEY_FILE_BYTES + 1];
+    if (!directory[0]) {
+        snprintf(why, size, "there is no place for a key of yours: neither HOME nor DWRAP_KEYS is set; set one");
+        return false;
+    }
     snprintf(path, sizeof path, "%s/client.key", directory);
     int fd = open_trusted(path, 077, why, size);
     if (fd < 0 && !*why)
@@ -233,7 +292,9 @@ bool keys_find(const char *address, struct known *out, char *why, size_t size)
 {
     bool found = false;
     memset(out, 0, sizeof *out);
-    if (!look_up(known_file, address, out, &found, why, size))
+    if (!check_directory(why, size))
+        return false;
+    if (directory[0] && !look_up(known_file, address, out, &found, why, size))
         return false;
     if (!found && !look_up(SYSTEM "/known_distributors", address, out, &found, why, size))
         return false;

@@ -1,11 +1,12 @@
 /* What is known of a distributor, and our key pair, as files:
  *
- *     DIRECTORY/client.key           lines `public = HEX` and `secret = HEX`; ours or root's, and closed to everybody else
+ *     DIRECTORY/client.key           one line `public = HEX` and one `secret = HEX`; ours or root's, and closed to everybody else
  *     DIRECTORY/known_distributors   lines `ADDRESS KEY`, or `ADDRESS uid=N`; the first line of an address counts
  *     /etc/dwrap/known_distributors  the same, read after it
  *
- * DIRECTORY is $DWRAP_KEYS, else root's /etc/dwrap/keys, else ~/.config/dwrap/keys ($XDG_CONFIG_HOME is honoured). protocol/keys.py
- * reads and writes the same files. Does not know connections. */
+ * Words are separated by blanks; '#' begins a comment, at the start of a line or after a blank. Nobody but root and us may write to the files
+ * or to DIRECTORY. It is $DWRAP_KEYS, which then has to be there, else root's /etc/dwrap/keys, else ~/.config/dwrap/keys
+ * ($XDG_CONFIG_HOME is honoured). protocol/keys.py reads and writes the same files. Does not know connections. */
 #ifndef DWRAP_KEYS_H
 #define DWRAP_KEYS_H
 
