@@ -1,10 +1,39 @@
-"""endpoint.py: the forms in which people write a distributor's address, and which of them stay on this machine."""
+"""The forms in which people write a distributor's address, their one canonical form in both languages, and which stay on this machine."""
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
+from wrapper_program import ROOT, build
 
 from dwrap.protocol.endpoint import parse_endpoint
+
+LINES = [line.split("|")[1:3] for line in (ROOT / "tests" / "addresses.txt").read_text("utf-8").splitlines() if line.startswith("|")]
+LINES += [["x" * 253, f"tcp://{'x' * 253}:7776"], ["x" * 254, "-"], ["0" * 400, "-"], ["h\x01", "-"], ["ipc:///a\x1b", "-"]]
+
+
+def parsed(written: str) -> str:
+    try:
+        return parse_endpoint(written).address
+    except ValueError:
+        return "-"
+
+
+@pytest.mark.parametrize(("written", "canonical"), LINES)
+def test_the_canonical_form(written: str, canonical: str) -> None:
+    assert parsed(written) == canonical
+    if canonical != "-":
+        assert parsed(canonical) == canonical
+
+
+def test_the_wrapper_makes_the_same_of_them(tmp_path: Path) -> None:
+    program = build("cc", tmp_path / "addresses", ["tests/c/addresses.c", "wrapper/address.c", "wrapper/memory.c"])
+    words = "".join(f"{written}\n" for written, _ in LINES)
+    made = subprocess.run([program], input=words, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert list(zip((written for written, _ in LINES), made.split("\n"), strict=False)) == [tuple(line) for line in LINES]
+    assert made.count("\n") == len(LINES)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +46,9 @@ from dwrap.protocol.endpoint import parse_endpoint
         ("[fe80::1]:80", "tcp://[fe80::1]:80", False),
         ("farm:80", "tcp://farm:80", False),
         ("127.1.2.3", "tcp://127.1.2.3:7776", True),
+        ("LocalHost.:1", "tcp://localhost:1", True),
+        ("::ffff:127.0.0.1", "tcp://[::ffff:127.0.0.1]:7776", True),
+        ("::ffff:10.0.0.1", "tcp://[::ffff:10.0.0.1]:7776", False),
     ],
 )
 def test_addresses(text: str, address: str, local: bool) -> None:

@@ -1,4 +1,4 @@
-/* Addresses: parsed by hand, resolved by getent(1), because a static program must not load the name service modules.
+/* Addresses: parsed by hand (protocol/endpoint.py makes the same of the same words: tests/addresses.txt), resolved by getent(1), because a static program must not load the name service modules.
  * Does not know connections. */
 #include "wrapper/address.h"
 
@@ -17,6 +17,8 @@
 #include "protocol/protocol.h"
 #include "wrapper/memory.h"
 #include "wrapper/say.h"
+
+enum { NAME_MOST = 253 };
 
 static bool is_ip(const char *host)
 {
@@ -48,21 +50,58 @@ static const char *parse_ipc(const char *path, struct address *out)
 {
     size_t length = strlen(path);
     struct sockaddr_un limit;
-    if (length == 0)
+    if (length < 2)
         return "the path is missing";
+    if (path[0] != '/' && path[0] != '@')
+        return "the path does not start with /";
     if (length >= sizeof limit.sun_path)
         return "the path is longer than a Unix socket's may be";
+    for (const char *at = path; *at; at++)
+        if ((unsigned char)*at < ' ' || *at == 0x7f)
+            return "there are control characters in the path";
     out->local_socket = true;
     memcpy(out->host, path, length + 1);
     snprintf(out->text, sizeof out->text, "ipc://%s", path);
     return NULL;
 }
 
+/* Would resolvers take it for an IPv4 address, each for another? Its last part is a number, decimal or hexadecimal. */
+static bool is_number(const char *name)
+{
+    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
+    if (strncmp(last, "0x", 2) == 0 && !last[2 + strspn(last + 2, "0123456789abcdef")])
+        return true;
+    return *last && !last[strspn(last, "0123456789")];
+}
+
+/* Lower case, without the dot that may end it. */
+static bool parse_name(char *name, struct address *out)
+{
+    size_t length = strlen(name);
+    if (length && name[length - 1] == '.')
+        name[--length] = 0;
+    for (char *at = name; *at; at++)
+        if (*at >= 'A' && *at <= 'Z')
+            *at = (char)(*at | 32);
+    snprintf(out->host, sizeof out->host, "%s", name);
+    if (is_ip(name) && !strchr(name, ':'))
+        return true;
+    return length && length <= NAME_MOST && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789.-_") == length && name[0] != '-' && name[0] != '.' &&
+           name[length - 1] != '.' && !strstr(name, "..") && !is_number(name);
+}
+
+/* The shortest form of an IPv6 address. */
+static bool parse_v6(const char *text, struct address *out)
+{
+    struct in6_addr address;
+    return inet_pton(AF_INET6, text, &address) == 1 && inet_ntop(AF_INET6, &address, out->host, sizeof out->host);
+}
+
 /* Splits HOST[:PORT], [V6][:PORT] or V6. */
 static const char *parse_tcp(char *text, struct address *out)
 {
     const char *port = DWRAP_DEFAULT_PORT;
-    char *host = text, *colon;
+    char *host = text, *colon = strchr(text, ':');
     if (*host == '[') {
         char *close = strchr(++host, ']');
         if (!close || (close[1] && close[1] != ':'))
@@ -70,19 +109,23 @@ static const char *parse_tcp(char *text, struct address *out)
         *close = 0;
         if (close[1])
             port = close + 2;
-        if (!is_ip(host) || !strchr(host, ':'))
+        if (!parse_v6(host, out))
             return "there is no IPv6 address between the brackets";
-    } else if (!is_ip(host) && (colon = strchr(host, ':'))) {
-        *colon = 0;
-        port = colon + 1;
+    } else if (colon && strchr(colon + 1, ':')) {
+        if (!parse_v6(host, out))
+            return "the host is not a name or an IP address";
+    } else {
+        if (colon) {
+            *colon = 0;
+            port = colon + 1;
+        }
+        if (!parse_name(host, out))
+            return "the host is not a name or an IP address";
     }
     out->port = (uint16_t)parse_port(port);
     if (!out->port)
         return "the port is not a number from 1 to 65535";
-    if (!*host || strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:%") != strlen(host) || *host == '-')
-        return "the host is not a name or an IP address";
-    snprintf(out->host, sizeof out->host, "%s", host);
-    snprintf(out->text, sizeof out->text, strchr(host, ':') ? "tcp://[%s]:%u" : "tcp://%s:%u", host, (unsigned)out->port);
+    snprintf(out->text, sizeof out->text, strchr(out->host, ':') ? "tcp://[%s]:%u" : "tcp://%s:%u", out->host, (unsigned)out->port);
     return NULL;
 }
 
@@ -93,7 +136,7 @@ static bool is_blank(char c)
 
 const char *address_parse(const char *word, size_t length, struct address *out)
 {
-    char text[256];
+    char text[ADDRESS_TEXT_BYTES];
     memset(out, 0, sizeof *out);
     for (; length > 0 && is_blank(word[0]); length--)
         word++;
