@@ -28,6 +28,8 @@ struct order {
     bool all;
 };
 
+enum { KILL_AGAIN_MS = 5, KILL_AGAIN_MOST_MS = 160 };
+
 struct holder {
     int channel, children; /* children: a signalfd for SIGCHLD */
     pid_t command;
@@ -121,9 +123,11 @@ static void obey(struct holder *holder)
 
 static void hold(struct holder *holder)
 {
+    int pause = KILL_AGAIN_MS;
     while (reap(holder)) {
         struct pollfd wait[2] = {{holder->children, POLLIN, 0}, {holder->killing ? -1 : holder->channel, POLLIN, 0}};
-        poll(wait, 2, holder->killing ? 5 : -1);
+        poll(wait, 2, holder->killing ? pause : -1);
+        pause = wait[0].revents ? KILL_AGAIN_MS : pause < KILL_AGAIN_MOST_MS ? 2 * pause : pause; /* what waits for a server is not hurried */
         if (wait[1].revents)
             obey(holder);
         if (holder->killing)
