@@ -82,7 +82,8 @@ def main(
     log_to_stderr()
     try:
         endpoint = parse_endpoint(distributor)
-        how = dial(endpoint, keys_folder or keys.directory(os.environ, os.geteuid()), "agent", insecure)
+        is_named = keys_folder is not None or bool(os.environ.get("DWRAP_KEYS"))
+        how = dial(endpoint, keys_folder or keys.directory(os.environ, os.geteuid()), "agent", insecure, is_named)
         program = find_program()
         tree = choose_tree(program) if tree == "auto" else tree
         checked_roots = tuple(environment.check_root(root) for root in roots or _default_roots(endpoint))

@@ -25,7 +25,7 @@ from dwrap.agent.load import Load
 from dwrap.agent.runner import Runner, Runners, StartError
 from dwrap.agent.session import Session
 from dwrap.protocol import messages
-from dwrap.protocol.dial import Dial
+from dwrap.protocol.dial import FAILURES, Dial, why_refused
 
 TICK_SECONDS: Final = 1.0
 _RETRY_MS: Final = 100
@@ -34,8 +34,7 @@ _HANDSHAKE_MS: Final = 5_000
 _SILENCE_MS: Final = 10_000
 _BURST: Final = 256  # messages taken in one turn, so that no source starves another
 _GID_DIGITS: Final = 10
-_FAILURES: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_EVENTS: Final = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILURES
+_EVENTS: Final = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILURES
 
 log = logging.getLogger("dwrap.agent")
 
@@ -117,8 +116,8 @@ class Link:
     def _watch_connection(self) -> None:
         said = recv_monitor_message(self._monitor)
         event = said["event"]
-        if event & _FAILURES and not self._up:  # libzmq itself does not always try again
-            self._complain(self._why_refused(event))
+        if event & FAILURES and not self._up:  # libzmq itself does not always try again
+            self._complain(why_refused(self._dial, event, "agent"))
             self._stand_off()
         elif event == zmq.EVENT_CONNECTED:
             self._fd = said["value"]
@@ -151,14 +150,6 @@ class Link:
         if why != self._complaint:
             self._complaint = why
             log.warning("%s", why)
-
-    def _why_refused(self, event: int) -> str:
-        dial = self._dial
-        if dial.pair is None:
-            return f"no handshake with {dial.address}: does it ask for keys, or is it something else?"
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            return f"{dial.address} does not let this key in; on its host: dwrapctl key allow NAME {dial.pair.public} --serve"
-        return f"no handshake with {dial.address}: is its key still {dial.server}, and does it use keys?"
 
     # ---- the loop
 

@@ -13,14 +13,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from dwrap.control.errors import ControlError
 from dwrap.protocol import messages
-from dwrap.protocol.dial import Dial, by_environment
+from dwrap.protocol.dial import FAILURES, Dial, by_environment, why_refused
 from dwrap.protocol.endpoint import parse_endpoint
 from dwrap.protocol.keys import KeysError
 
 ANSWER_SECONDS = 3.0
+_SILENT = "no distributor answers at {}: nothing was heard in time; start one with dwrapctl up, or check DWRAP_HOST"
+
+
+class NotLetIn(ControlError):
+    """The distributor does not let our key in."""
 
 
 class Unreachable(ControlError):
@@ -56,8 +62,10 @@ def ask_one(dial: Dial, what: str, fields: list[tuple[str, messages.Value]], sec
     socket.maxmsgsize = messages.MAX_FRAME_BYTES
     try:
         dial.configure(socket)
-        socket.connect(address)
+        monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | FAILURES)
         deadline = time.monotonic() + seconds
+        socket.connect(address)
+        _meet(monitor, dial, deadline)
         answer = _exchange(socket, address, what, fields, deadline)
         if isinstance(answer, dict) and list(answer) == ["token"]:  # a question that changes something is asked twice
             answer = _exchange(socket, address, what, [*fields, ("token", str(answer["token"]))], deadline)
@@ -65,8 +73,27 @@ def ask_one(dial: Dial, what: str, fields: list[tuple[str, messages.Value]], sec
     except zmq.ZMQError as error:
         raise ControlError(f"cannot connect to {address}: {str(error).lower()}; check the address") from error
     finally:
-        socket.close()
-        context.term()
+        socket.disable_monitor()
+        context.destroy(linger=0)
+
+
+def _meet(monitor: zmq.Socket[bytes], dial: Dial, deadline: float) -> None:
+    """Waits for the handshake, and looks who is at the other end. Raises Unreachable, ControlError."""
+    fd = -1
+    while (left := deadline - time.monotonic()) > 0:
+        if not monitor.poll(int(left * 1000) + 1):
+            continue
+        said = recv_monitor_message(monitor)
+        if said["event"] == zmq.EVENT_CONNECTED:
+            fd = said["value"]
+        elif said["event"] & FAILURES:
+            kind = NotLetIn if said["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH else ControlError
+            raise kind(f"cannot ask {dial.address}: {why_refused(dial, said['event'], 'client')}")
+        else:
+            if why := dial.why_not(fd):
+                raise ControlError(f"cannot ask {dial.address}: {why}")
+            return
+    raise Unreachable(_SILENT.format(dial.address))
 
 
 def _exchange(socket: zmq.Socket[bytes], address: str, what: str, fields: list[tuple[str, messages.Value]], deadline: float) -> Any:
@@ -84,4 +111,4 @@ def _exchange(socket: zmq.Socket[bytes], address: str, what: str, fields: list[t
                 return json.loads(bodies[0])
         except (messages.ProtocolError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ControlError(f"cannot read the answer of {address}: {error}; is it a dwrap distributor of about this version?") from error
-    raise Unreachable(f"no distributor answers at {address}: nothing was heard in time; start one with dwrapctl up, or check DWRAP_HOST")
+    raise Unreachable(_SILENT.format(address))

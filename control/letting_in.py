@@ -30,7 +30,13 @@ _FOLDER = click.option(
 
 
 def _folder(given: Path | None) -> Path:
-    return given or keys.directory(os.environ, os.geteuid())
+    try:
+        found = given or keys.directory(os.environ, os.geteuid())
+    except keys.KeysError as error:
+        raise ControlError(f"cannot tell where keys are: {error}") from error
+    if found is None:
+        raise ControlError("cannot tell where keys are: neither HOME nor DWRAP_KEYS is set; say --keys DIR")
+    return found
 
 
 def _edit(folder: Path, change: Callable[[str], str], what: str) -> None:
@@ -162,8 +168,10 @@ def key_list(folder: Path | None) -> None:
 def key_trust(folder: Path | None, address: str, key: str) -> None:
     """Pins a distributor's public KEY to its ADDRESS; nothing else will be spoken to there. On this machine uid=N may stand for it."""
     try:
-        value = f"uid={authorized.parse_uids(key.removeprefix('uid='))[0][0]}" if key.startswith("uid=") else authorized.check_key(key)
-        where = parse_endpoint(address).address
+        value, endpoint = keys.check_pinned(key), parse_endpoint(address)
+        if value.startswith("uid=") and not endpoint.is_local:
+            raise KeyLineError("the kernel tells no uid of what listens on another machine; give its key (dwrapctl key show server)")
+        where = endpoint.address
         keys.pin(_folder(folder), where, value)
     except (ValueError, keys.KeysError) as error:
         raise ControlError(f"cannot trust {address}: {error}") from error
@@ -209,6 +217,7 @@ def join(folder: Path | None, agent: bool) -> None:
     prompt = sys.stdin.isatty()
     try:
         invitation = keys.parse_token(click.prompt("token", hide_input=True) if prompt else sys.stdin.readline(8_192))
+        keys.check_pin(place, invitation.address, invitation.server)  # before the invitation is used up
         pair = _own_pair(place, kind)
         dial = Dial(invitation.address, invitation.server, keys.Pair(keys.public_of(invitation.secret), invitation.secret))
         name = _exchange(dial, pair.public)
@@ -230,6 +239,6 @@ def _own_pair(place: Path, kind: str) -> keys.Pair:
 def _exchange(dial: Dial, public: str) -> str:
     try:
         answer = client.ask_one(dial, "join", [("key", public)])
-    except client.Unreachable as error:
-        raise ControlError(f"cannot join: {dial.address} does not answer, or the invitation was used, withdrawn, or is too old") from error
+    except client.NotLetIn as error:
+        raise ControlError(f"cannot join {dial.address}: the invitation was used, withdrawn, or is too old; ask for another") from error
     return str(answer.get("joined", "?")) if isinstance(answer, dict) else "?"

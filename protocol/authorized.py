@@ -260,7 +260,7 @@ def edit(directory: Path, change: Callable[[str], str], patience: float = LOCK_S
 
     The new file belongs to whom the directory does: root may keep the keys of a distributor that has its own user.
     """
-    with _locked(directory, patience):
+    with locked(directory, patience):
         replace_file(directory / FILE, change(read(directory).text))
 
 
@@ -288,7 +288,7 @@ def replace_file(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, patience: float) -> Iterator[None]:
+def locked(directory: Path, patience: float) -> Iterator[None]:
     """A lock of a file that nobody else can open: one on the directory, whoever may read that could hold."""
     owner, deadline = directory.stat(), time.monotonic() + patience
     fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

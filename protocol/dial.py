@@ -21,6 +21,8 @@ from dwrap.protocol.peer import of_descriptor
 
 _UID: Final = "uid="
 ROOT: Final = 0
+FAILURES: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_RIGHTS: Final = {"client": "--submit --uid UID", "agent": "--serve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,21 @@ class Dial:
         return ""
 
 
-def dial(endpoint: Endpoint, folder: Path, kind: str, insecure: bool) -> Dial:
-    """How to reach it with the keys in a folder, ours being that of this kind. Raises KeysError."""
+def dial(endpoint: Endpoint, folder: Path | None, kind: str, insecure: bool, is_named: bool = False) -> Dial:
+    """How to reach it with the keys in a folder, ours being that of this kind; a folder that somebody named has to be there.
+
+    Raises KeysError.
+    """
     keys.check_library()
+    if is_named and folder is not None and not folder.is_dir():
+        raise KeysError(f"{folder}, where keys should be, is no directory; make it, or leave it out")
     pinned = keys.known_distributor(folder, endpoint.address)
     if pinned and not pinned.startswith(_UID):
+        if folder is None:
+            raise KeysError("there is no place for keys of yours: neither HOME nor DWRAP_KEYS is set; set one")
         return Dial(endpoint.address, pinned, keys.read_pair(folder, kind))
     if endpoint.is_local:
-        also = {int(pinned.removeprefix(_UID))} if pinned.removeprefix(_UID).isdecimal() else set()
+        also = {int(pinned.removeprefix(_UID))} if pinned else set()
         return Dial(endpoint.address, uids=frozenset({ROOT, os.geteuid(), *also}))
     if insecure:
         return Dial(endpoint.address)
@@ -75,4 +84,14 @@ def dial(endpoint: Endpoint, folder: Path, kind: str, insecure: bool) -> Dial:
 def by_environment(endpoint: Endpoint, environment: Mapping[str, str]) -> Dial:
     """How a user's own programs reach it, by the settings that the wrapper has too. Raises KeysError."""
     folder = keys.directory(environment, os.geteuid())
-    return dial(endpoint, folder, "client", environment.get("DWRAP_INSECURE") == "1")
+    return dial(endpoint, folder, "client", environment.get("DWRAP_INSECURE") == "1", bool(environment.get("DWRAP_KEYS")))
+
+
+def why_refused(dial: Dial, event: int, kind: str) -> str:
+    """What a failed handshake (one of libzmq's FAILURES) means, and what to do."""
+    if dial.pair is None:
+        return f"no handshake with {dial.address}: it may ask for keys, or be something else; dwrapctl join, or check the address"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return f"{dial.address} does not let this key in; on its host: dwrapctl key allow NAME {dial.pair.public} {_RIGHTS[kind]}"
+    remedy = "compare dwrapctl key show server there"
+    return f"no handshake with {dial.address}: its key may not be {dial.server} any more, or it uses none; {remedy}"

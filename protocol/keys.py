@@ -21,7 +21,7 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from dwrap.protocol.authorized import KeyLineError, check_key
+from dwrap.protocol.authorized import LOCK_SECONDS, MAX_ID, KeyLineError, check_key, locked, replace_file
 from dwrap.protocol.endpoint import parse_endpoint
 
 KINDS: Final = ("client", "agent", "server")
@@ -32,7 +32,11 @@ JOIN_PREFIX: Final = "dwrap_join_"
 OLDEST_LIBZMQ: Final = (4, 3, 3)  # CVE-2020-15166, CVE-2019-13132, CVE-2019-6250
 _MAX_KEY_FILE_BYTES: Final = 4_096
 _MAX_KNOWN_BYTES: Final = 1024 * 1024
-_LINE: Final = re.compile(r"^(public|secret)\s*=\s*([0-9a-f]{64})\s*$", re.MULTILINE)
+_LINE: Final = re.compile(r"[ \t]*(public|secret)[ \t]*=[ \t]*([0-9a-f]{64})[ \t\r]*\Z")
+_WORD: Final = re.compile(r"[!-~]{1,300}\Z")  # an address as it may stand in a line
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_COMMENT: Final = re.compile(r"(^|[ \t])#.*")
+_UID: Final = "uid="
 
 
 class KeysError(Exception):
@@ -68,8 +72,8 @@ def parse_token(text: str) -> Invitation:
         address, server, secret = body.decode("ascii").split(" ")
         if not word.startswith(JOIN_PREFIX):
             raise ValueError
-        return Invitation(parse_endpoint(address).address, check_key(server), check_key(secret))
-    except (ValueError, binascii.Error) as error:
+        return Invitation(check_address(parse_endpoint(address).address), check_key(server), check_key(secret))
+    except (ValueError, binascii.Error, KeysError) as error:
         raise KeysError("this is no join token: it is one word that dwrapctl invite printed; copy it whole") from error
 
 
@@ -81,13 +85,21 @@ def check_library() -> None:
         raise KeysError("this libzmq was built without encryption; install pyzmq from PyPI, or a libzmq with libsodium")
 
 
-def directory(environment: Mapping[str, str], euid: int) -> Path:
-    """Where keys lie unless somebody says otherwise."""
-    if environment.get("DWRAP_KEYS"):
-        return Path(environment["DWRAP_KEYS"])
+def directory(environment: Mapping[str, str], euid: int) -> Path | None:
+    """Where keys lie unless somebody says otherwise; None where there is no place for them. Raises KeysError when what DWRAP_KEYS names
+    cannot be one.
+    """
+    named = environment.get("DWRAP_KEYS")
+    if named:
+        if not named.startswith("/"):
+            raise KeysError(f"DWRAP_KEYS names {named!r}, which is not absolute; name a directory from / on, or unset it")
+        return Path(named)
     if euid == 0:
         return SYSTEM / "keys"
-    return Path(environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME", "/"), ".config"), "dwrap", "keys")
+    base, home = environment.get("XDG_CONFIG_HOME", ""), environment.get("HOME", "")
+    if not base.startswith("/"):
+        base = f"{home}/.config" if home.startswith("/") else ""
+    return Path(base, "dwrap", "keys") if base else None
 
 
 # ---- key pairs ----
@@ -114,14 +126,18 @@ def write_pair(folder: Path, kind: str, pair: Pair) -> Path:
         fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileExistsError as error:
         raise KeysError(f"{file} is there already; dwrapctl key show prints its public half, and a new one needs it removed") from error
-    with open(fd, "w", encoding="ascii") as out:
-        os.fchmod(fd, 0o600)
-        if os.geteuid() == 0:
-            owner = folder.stat()
-            os.fchown(fd, owner.st_uid, owner.st_gid)
-        out.write(text)
-        out.flush()
-        os.fsync(fd)
+    try:
+        with open(fd, "w", encoding="ascii") as out:
+            os.fchmod(fd, 0o600)
+            if os.geteuid() == 0:
+                owner = folder.stat()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            out.write(text)
+            out.flush()
+            os.fsync(fd)
+    except OSError:
+        file.unlink()  # half a key would stand in the way of a whole one
+        raise
     return file
 
 
@@ -131,22 +147,25 @@ def read_pair(folder: Path, kind: str) -> Pair:
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold us up
         with open(fd, "rb") as source:
-            _check_private(file, os.fstat(fd))
+            _check_private(file, os.fstat(fd), folder.stat().st_uid if os.geteuid() == 0 else 0)
             text = source.read(_MAX_KEY_FILE_BYTES + 1).decode("ascii", "replace")
     except FileNotFoundError as error:
         raise KeysError(f"there is no key {file}; make one with dwrapctl key new {kind}, or join by an invitation") from error
     except OSError as error:
         raise KeysError(f"cannot read the key {file}: {error.strerror or error}; make it readable to its owner") from error
-    found = dict(_LINE.findall(text))
-    if len(text) > _MAX_KEY_FILE_BYTES or found.keys() != {"public", "secret"} or public_of(found["secret"]) != found["public"]:
+    halves = [(match[1], match[2]) for line in text.split("\n") if (match := _LINE.match(line))]
+    found = dict(halves)
+    is_pair = len(halves) == 2 and found.keys() == {"public", "secret"} and not _CONTROL.search(text)
+    if len(text) > _MAX_KEY_FILE_BYTES or not is_pair or public_of(found["secret"]) != found["public"]:
         raise KeysError(f"{file} holds no key pair; restore it, or remove it and make one with dwrapctl key new {kind}")
     return Pair(found["public"], found["secret"])
 
 
-def _check_private(file: Path, found: os.stat_result) -> None:
+def _check_private(file: Path, found: os.stat_result, also: int) -> None:
+    """`also`: whose file it may be beside root's and ours; root may look at the keys of a distributor that has its own user."""
     if not stat.S_ISREG(found.st_mode):
         raise KeysError(f"cannot use the key {file}: it is no file; remove it and make one with dwrapctl key new")
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in (0, os.geteuid(), also):
         raise KeysError(f"cannot use the key {file}: it belongs to uid {found.st_uid}; chown it to whom it serves")
     if found.st_mode & 0o077:
         raise KeysError(f"cannot use the key {file}: others may read it (mode {found.st_mode & 0o777:03o}); chmod 600 {file}")
@@ -155,9 +174,9 @@ def _check_private(file: Path, found: os.stat_result) -> None:
 # ---- known distributors ----
 
 
-def known_distributor(folder: Path, address: str) -> str:
+def known_distributor(folder: Path | None, address: str) -> str:
     """What is pinned for an address: its key, `uid=N` for who may run it on this machine, or an empty string. Raises KeysError."""
-    for file in (folder / KNOWN, SYSTEM / KNOWN):
+    for file in (*([folder / KNOWN] if folder is not None else []), SYSTEM / KNOWN):
         for pinned, value in _pins(file):
             if pinned == address:
                 return value
@@ -165,42 +184,70 @@ def known_distributor(folder: Path, address: str) -> str:
 
 
 def _pins(file: Path) -> list[tuple[str, str]]:
+    """Addresses and what is pinned for them. Raises KeysError for a file with anything in it that is not understood."""
     try:
-        with open(file, "rb") as source:
-            text = source.read(_MAX_KNOWN_BYTES).decode("utf-8", "replace")
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as source:
+            found = os.fstat(fd)
+            content = source.read(_MAX_KNOWN_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
     except FileNotFoundError:
         return []
     except OSError as error:
         raise KeysError(f"cannot read {file}: {error.strerror or error}; make it readable") from error
-    pins = []
-    for line in text.splitlines():
-        words = line.partition("#")[0].split()
-        if len(words) == 2:
-            pins.append((words[0], words[1] if words[1].startswith("uid=") else _key_in(file, words[1])))
-        elif words:
-            raise KeysError(f"{file} has a line that is not understood: {line[:80]!r}; write ADDRESS KEY")
-    return pins
+    ours = (0, os.geteuid(), *([file.parent.stat().st_uid] if os.geteuid() == 0 else []))
+    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in ours:
+        raise KeysError(f"cannot believe {file}: others may have written it; chown it to you and chmod go-w it")
+    text = content.decode("utf-8", "replace")
+    if len(content) > _MAX_KNOWN_BYTES or _CONTROL.search(text):
+        raise KeysError(f"cannot read {file}: it is too large, or holds what is no text; write it anew")
+    lines = (_COMMENT.sub("", line).replace("\r", " ").replace("\t", " ") for line in text.split("\n"))
+    return [_pin_in(file, line) for line in lines if line.strip(" ")]
 
 
-def _key_in(file: Path, text: str) -> str:
+def _pin_in(file: Path, line: str) -> tuple[str, str]:
+    words = line.split()
     try:
-        return check_key(text)
+        if len(words) != 2:
+            raise KeyLineError(f"{line[:80].strip()!r} is not understood")
+        return words[0], check_pinned(words[1])
     except KeyLineError as error:
         raise KeysError(f"{file}: {error}; write ADDRESS KEY") from error
 
 
+def check_pinned(value: str) -> str:
+    """A key, or `uid=N`, as it may stand behind an address. Raises KeyLineError."""
+    if not value.startswith(_UID):
+        return check_key(value)
+    number = value.removeprefix(_UID)
+    if not number.isascii() or not number.isdecimal() or len(number) > 10 or int(number) > MAX_ID:
+        raise KeyLineError(f"{value[:20]!r} is no uid")
+    return f"{_UID}{int(number)}"
+
+
+def check_address(address: str) -> str:
+    """An address that can stand in a line. Raises KeysError."""
+    if not _WORD.match(address) or "#" in address:
+        raise KeysError(f"{address[:80]!r} cannot stand in {KNOWN}: it has blanks, # or more than 300 characters; use another name for it")
+    return address
+
+
+def check_pin(folder: Path, address: str, value: str) -> bool:
+    """Whether that is pinned there already. Raises KeysError when something else is, or nothing can be."""
+    before = known_distributor(folder, check_address(address))
+    if before not in ("", value):
+        raise KeysError(f"{address} is known by another key, {before}; remove that line from {folder / KNOWN} if it has really changed")
+    return bool(before)
+
+
 def pin(folder: Path, address: str, value: str) -> None:
     """Adds a line to known_distributors. Raises KeysError when another key is pinned there, OSError."""
-    before = known_distributor(folder, address)
-    if before == value:
+    if check_pin(folder, address, value):
         return
-    if before:
-        raise KeysError(f"{address} is known by another key, {before}; remove that line from {folder / KNOWN} if it has really changed")
+    file = folder / KNOWN
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(folder / KNOWN, "a", encoding="utf-8") as out:
-        out.write(f"{address} {value}\n")
-        out.flush()
-        os.fsync(out.fileno())
+    with locked(folder, LOCK_SECONDS):
+        text = file.read_text("utf-8") if file.exists() else ""
+        replace_file(file, f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}{address} {value}\n")
 
 
 # ---- sockets ----

@@ -58,6 +58,7 @@ def keyed_farm(directory: Path) -> Iterator[Keyed]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     env = dict(os.environ) | {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "3", "DWRAP_KEYS": str(directory / "user")}
+    (directory / "user").mkdir(0o700)
     listen = ["--listen", f"ipc://{directory}/d", "--listen", f"tcp://0.0.0.0:{port}", "--http", "off"]
     with (
         daemon("dwrap-distributor", *listen, "--keys", str(directory / "server"), env=env),

@@ -186,7 +186,7 @@ def test_nobody_who_may_only_read_keeps_editors_waiting(tmp_path: Path) -> None:
 
 
 def test_an_editor_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    with authorized._locked(tmp_path, 1.0), pytest.raises(TimeoutError, match="another editor"):
+    with authorized.locked(tmp_path, 1.0), pytest.raises(TimeoutError, match="another editor"):
         authorized.edit(tmp_path, lambda text: text, patience=0.05)
 
 

@@ -70,6 +70,7 @@ def complaints(findings: Iterator[Finding]) -> list[tuple[str, str]]:
 def test_what_goes_to_another_machine_is_protected(
     tmp_path: Path, address: str, pinned: bool, insecure: bool, found: list[tuple[str, str]]
 ) -> None:
+    (tmp_path / "keys").mkdir(0o700)
     if pinned:
         keys.write_pair(tmp_path / "keys", "client", keys.new_pair())
         keys.pin(tmp_path / "keys", address, "a1" * 32)

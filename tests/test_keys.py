@@ -152,8 +152,104 @@ def test_a_library_with_holes_is_not_used(monkeypatch: pytest.MonkeyPatch, versi
         ({"HOME": "/root"}, 0, "/etc/dwrap/keys"),
         ({"HOME": "/h"}, 1, "/h/.config/dwrap/keys"),
         ({"HOME": "/h", "XDG_CONFIG_HOME": "/x", "DWRAP_KEYS": ""}, 1, "/x/dwrap/keys"),
+        ({"HOME": "/h", "XDG_CONFIG_HOME": "x"}, 1, "/h/.config/dwrap/keys"),
+        ({"HOME": "", "XDG_CONFIG_HOME": ""}, 1, None),
+        ({"HOME": "h"}, 1, None),
+        ({}, 1, None),
     ],
 )
-def test_where_keys_lie(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], euid: int, found: str) -> None:
+def test_where_keys_lie(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], euid: int, found: str | None) -> None:
     monkeypatch.setattr(keys, "SYSTEM", Path("/etc/dwrap"))
-    assert keys.directory(environment, euid) == Path(found)
+    assert keys.directory(environment, euid) == (Path(found) if found else None)
+
+
+def test_a_directory_that_somebody_named_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(KeysError, match="not absolute"):
+        keys.directory({"DWRAP_KEYS": "keys"}, 1)
+    for folder, works in ((tmp_path, True), (tmp_path / "none", False)):
+        if works:
+            dial.by_environment(parse_endpoint(HERE), {"DWRAP_KEYS": str(folder)})
+        else:
+            with pytest.raises(KeysError, match="is no directory"):
+                dial.by_environment(parse_endpoint(HERE), {"DWRAP_KEYS": str(folder)})
+
+
+GOOD = f"{AFAR} {'a1' * 32}"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"{GOOD}\r\n", "a1" * 32),
+        (f"\t{AFAR}\t {'A1' * 32}\t# ours", "a1" * 32),
+        (f"{AFAR} uid=0", "uid=0"),
+        (f"{AFAR} uid=4294967294", "uid=4294967294"),
+        (f"\0{GOOD}", None),
+        (f"{GOOD}\0", None),
+        (f"#\x0c\n{GOOD}", None),
+        (f"{GOOD}#ours", None),
+        (f"{AFAR} uid=", None),
+        (f"{AFAR} uid=x", None),
+        (f"{AFAR} uid=4294967295", None),
+        (f"{GOOD}\nanother line that is none\n", None),
+        ("#" * 1_100_000, None),
+    ],
+)
+def test_what_stands_in_known_distributors(tmp_path: Path, text: str, found: str | None) -> None:
+    (tmp_path / keys.KNOWN).write_text(text)
+    if found is None:
+        with pytest.raises(KeysError):
+            keys.known_distributor(tmp_path, AFAR)
+    else:
+        assert keys.known_distributor(tmp_path, AFAR) == found
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_pins_that_others_may_have_written_are_not_believed(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / keys.KNOWN
+    file.write_text(f"{GOOD}\n")
+    file.chmod(mode)
+    with pytest.raises(KeysError, match="others may have written"):
+        keys.known_distributor(tmp_path, AFAR)
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    with pytest.raises(KeysError, match="others may have written"):
+        keys.known_distributor(tmp_path, AFAR)
+
+
+def test_a_pin_is_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / keys.KNOWN).write_text(f"{HERE} uid=1")  # without an end
+    keys.pin(tmp_path, AFAR, "a1" * 32)
+    assert keys.known_distributor(tmp_path, AFAR) == "a1" * 32
+    assert keys.known_distributor(tmp_path, HERE) == "uid=1"
+    for address in ("ipc:///tmp/a b", "ipc:///tmp/a#b", f"ipc:///tmp/x\n{AFAR}", "ipc:///tmp/\u00e4"):
+        with pytest.raises(KeysError, match="cannot stand"):
+            keys.pin(tmp_path, address, "b2" * 32)
+
+
+def test_a_token_does_not_bring_a_line_of_its_own(tmp_path: Path) -> None:
+    pair = keys.new_pair()
+    for address in (f"ipc:///x\n{AFAR}", "ipc:///x\ty"):
+        with pytest.raises(KeysError, match="no join token"):
+            keys.parse_token(keys.Invitation(address, pair.public, pair.secret).token())
+
+
+def test_half_a_key_does_not_stand_in_the_way_of_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        keys.write_pair(tmp_path, "client", keys.new_pair())
+    monkeypatch.undo()
+    keys.write_pair(tmp_path, "client", keys.new_pair())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has others' keys in hand")
+def test_root_reads_and_writes_the_keys_of_a_distributor_of_another_user(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 1234)
+    file = keys.write_pair(tmp_path, "server", keys.new_pair())
+    keys.pin(tmp_path, AFAR, "a1" * 32)
+    keys.pin(tmp_path, HERE, "a1" * 32)
+    assert {file.stat().st_uid, (tmp_path / keys.KNOWN).stat().st_uid} == {1234}
+    keys.read_pair(tmp_path, "server")
