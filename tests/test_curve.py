@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import wrapper_program
 import zmq
-from curve_peer import Judge, Pair, admit, locked, write_keys
+from curve_peer import GREETING, Judge, Pair, admit, command, locked, write_keys
 from fake_distributor import FakeDistributor, Message, Script, offer_then, output, result
 from test_wrapper_peers import peer
 from wrapper_program import Wrapper
@@ -199,6 +199,39 @@ def test_a_key_that_is_not_let_in_is_not_tried_again(dwrap: Wrapper) -> None:
         assert done.returncode == 125
         fails_and_falls_back(dwrap, d.address, env, "does not let this key in", f"dwrapctl key allow NAME {USER.public.hex()}")
         assert d.seen == []
+
+
+def test_who_has_proved_nothing_cannot_refuse_a_key(dwrap: Wrapper) -> None:
+    """Nobody knows whose word an ERROR before WELCOME is: it ends a connection, and the distributor is asked again."""
+    refused: list[bytes] = []
+
+    def refuse(connection: socket.socket) -> None:
+        connection.sendall(GREETING)
+        heard = b""
+        while len(heard) < 64 + 2 + 200:
+            heard += connection.recv(4096)
+        refused.append(heard)
+        connection.sendall(command(b"\x05ERROR\x03400"))
+        connection.recv(1)
+
+    with peer(refuse) as address:
+        fails_and_falls_back(dwrap, address, knows(dwrap, address), "it closed the connection")
+        before = len(refused)
+        done = dwrap.run(address, "cmd", env=knows(dwrap, address) | {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "1"})
+        assert (done.returncode, b"let this key in" in done.stderr) == (125, False)
+        assert len(refused) > before + 2
+
+
+def test_one_that_proves_nothing_is_not_the_end(dwrap: Wrapper) -> None:
+    """Somebody without the key stands there for a moment."""
+    with FakeDistributor(offer_then(result())) as stranger:
+        env = knows(dwrap, stranger.address) | {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "20"}
+        running = dwrap.popen(stranger.address, "cmd", env=env)
+        time.sleep(0.6)
+        assert running.poll() is None
+        assert stranger.seen == []
+    with running, locked_distributor(offer_then(result(256 * 7)), endpoint=stranger.address):
+        assert running.wait(20) == 7
 
 
 def test_the_next_distributor_is_asked_when_one_does_not_let_us_in(dwrap: Wrapper) -> None:

@@ -283,14 +283,37 @@ def test_root_has_keys_of_its_own(dwrap: Wrapper, distributor: FakeDistributor) 
     assert dwrap.run(distributor.address, "cmd", env=FAIL).returncode == 0
 
 
-def test_the_warning_comes_once_an_hour(dwrap: Wrapper) -> None:
-    def lines() -> int:
-        return dwrap.run("tcp://192.0.2.1:7776", "true", env={"DWRAP_INSECURE": "1"}).stderr.count(b"not encrypted")
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        found: str = probe.getsockname()[0]
+    if found.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    return found
 
-    assert (lines(), lines()) == (1, 0)
-    (said,) = (dwrap.runtime / "dwrap").glob("said-*")
-    os.utime(said, (said.stat().st_atime - 3601, said.stat().st_mtime - 3601))
-    assert (lines(), lines()) == (1, 0)
+
+def test_the_warning_comes_once_an_hour(dwrap: Wrapper) -> None:
+    with FakeDistributor(offer_then(result()), f"tcp://{own_address()}:*") as d:
+
+        def lines() -> int:
+            return dwrap.run(d.address, "true", env=FAIL | {"DWRAP_INSECURE": "1"}).stderr.count(b"not encrypted")
+
+        assert (lines(), lines()) == (1, 0)
+        (said,) = (dwrap.runtime / "dwrap").glob("said-*")
+        os.utime(said, (said.stat().st_atime - 3601, said.stat().st_mtime - 3601))
+        assert (lines(), lines()) == (1, 0)
+
+
+def test_no_warning_comes_when_nothing_was_sent(dwrap: Wrapper) -> None:
+    with socket.create_server((own_address(), 0)) as closed:
+        address = f"tcp://{closed.getsockname()[0]}:{closed.getsockname()[1]}"
+    for nobody in ("tcp://192.0.2.1:7776", address):
+        done = dwrap.run(nobody, "echo", "here", env={"DWRAP_INSECURE": "1"})
+        assert (done.stdout, done.stderr) == (b"here\n", b"")
 
 
 # ---- core files ----

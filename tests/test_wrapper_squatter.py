@@ -24,7 +24,7 @@ from wrapper_program import Wrapper
 
 program = wrapper_program.program
 dwrap = wrapper_program.dwrap
-FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "5"}
+FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "1"}
 SQUATTER, SYSTEM_USER = 54321, 987
 MARK = {"SECRET_TOKEN": "do-not-tell"}
 
@@ -112,10 +112,27 @@ def test_who_was_named_is_spoken_to(dwrap: Wrapper, commons: Path, endpoint: str
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_system_user_is_spoken_to(dwrap: Wrapper, commons: Path, endpoint: str) -> None:
+def test_a_system_user_is_another_user(dwrap: Wrapper, commons: Path, endpoint: str) -> None:
+    """A daemon that was broken into is no distributor; that of the distributor's own account is named."""
+    keys = dwrap.directory / "keys"
+    keys.mkdir()
     with run_by(SYSTEM_USER, endpoint_in(commons, endpoint)) as daemon:
-        assert dwrap.run(daemon.address, "cmd", env=FAIL).returncode == 0
-    assert daemon.seen > 0
+        failed = dwrap.run(daemon.address, "cmd", env=FAIL)
+        assert failed.returncode == 125
+        assert f"it is run by uid {SYSTEM_USER}, who is neither root nor you".encode() in failed.stderr
+        (keys / "known_distributors").write_text(f"{daemon.address} uid={SYSTEM_USER}\n")
+        assert dwrap.run(daemon.address, "cmd", env=FAIL | {"DWRAP_KEYS": str(keys)}).returncode == 0
+
+
+def test_a_squatter_of_a_moment_does_not_end_the_build(dwrap: Wrapper, commons: Path) -> None:
+    with run_by(SQUATTER, f"ipc://{commons}/socket") as squatter:
+        running = dwrap.popen(squatter.address, "cmd", env=FAIL | MARK | {"DWRAP_PATIENCE": "20"})
+        time.sleep(0.6)
+        assert running.poll() is None
+    (commons / "socket").unlink(missing_ok=True)
+    assert squatter.seen == 0
+    with running, FakeDistributor(offer_then(result(256 * 7)), f"ipc://{commons}/socket"):
+        assert running.wait(20) == 7
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -266,12 +283,11 @@ def test_a_directory_that_takes_the_place_of_another_is_not_read(dwrap: Wrapper)
         dwrap.prefix = [strace, "-f", "-o", str(trace), *slow]
         env = FAIL | {"DWRAP_PATIENCE": "0", "DWRAP_REMOTE": "1"}
         with dwrap.popen(f"tcp://farm.invalid:{port}", "true", env=env) as running:
-            if running.poll() is None:
-                end = time.monotonic() + 10
-                while time.monotonic() < end and not (trace.exists() and "name-farm" in trace.read_text()):
-                    time.sleep(0.01)
-                good.rename(dwrap.runtime / "away")
-                bad.rename(good)
+            end = time.monotonic() + 10
+            while running.poll() is None and time.monotonic() < end and not (trace.exists() and "name-farm" in trace.read_text()):
+                time.sleep(0.01)
+            good.rename(dwrap.runtime / "away")
+            bad.rename(good)
             running.communicate(timeout=30)
         assert running.returncode == 125
     assert not d.seen

@@ -12,8 +12,6 @@
 #include "wrapper/keys.h"
 #include "wrapper/peer.h"
 
-enum { SYSTEM_UIDS = 1000 }; /* below are daemons' accounts, the distributor's own among them */
-
 static enum link_status fault(struct link *l, enum link_status status, const char *why)
 {
     snprintf(l->why, sizeof l->why, "%s", why);
@@ -69,8 +67,8 @@ static enum link_status connect_any(struct link *l, const struct endpoints *to, 
     int error = ENOENT;
     for (size_t i = 0; i < to->count; i++) {
         const union socket_address *address = &to->at[i].address;
-        l->exposed = l->exposed || (!keyed && !endpoint_is_here(address));
-        if (!insecure && l->exposed)
+        bool exposed = !keyed && !endpoint_is_here(address);
+        if (!insecure && exposed)
             return fault(l, LINK_FORBIDDEN, "it is on another machine, and no key of it is known here; dwrapctl join makes it known, "
                                             "or set DWRAP_INSECURE=1 if you trust everyone on that network");
         l->fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -82,6 +80,7 @@ static enum link_status connect_any(struct link *l, const struct endpoints *to, 
         error = connect_until(l->fd, address, to->at[i].length, now + share);
         if (error == 0) {
             int on = 1;
+            l->exposed = exposed;
             if (address->any.sa_family != AF_UNIX)
                 setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
             return LINK_FINE;
@@ -91,6 +90,18 @@ static enum link_status connect_any(struct link *l, const struct endpoints *to, 
     return fault(l, error == ETIMEDOUT ? LINK_SILENT : LINK_UNREACHABLE, error == ETIMEDOUT ? "no answer" : strerror(error));
 }
 
+/* It ended the connection in the handshake. One that cannot read HELLO does so, but so does one that is being stopped. */
+static enum link_status hung_up(struct link *l)
+{
+    bool left = l->zmtp.state == ZMTP_BROKEN && l->zmtp.fault == ZMTP_LEAVES;
+    if (!l->zmtp.secure || (l->zmtp.state != ZMTP_IN_HANDSHAKE && !left))
+        return fault(l, LINK_UNREACHABLE, "it closed the connection at once");
+    if (l->zmtp.curve.step != CURVE_GREETED)
+        return fault(l, LINK_UNREACHABLE, "it closed the connection when it had seen the key of this user; its log says why");
+    return faultf(l, LINK_UNREACHABLE, "it closed the connection when it had to prove who it is: its key is probably not the one that %s has for %s; "
+                                       "if its keys were changed, replace that line", keys_known_file(), l->name);
+}
+
 /* What a peer that does not get along with us means, and what to do about it. */
 static enum link_status mismatch(struct link *l)
 {
@@ -98,7 +109,7 @@ static enum link_status mismatch(struct link *l)
     char key[2 * CURVE_KEY_BYTES + 1] = "";
     switch (z->fault) {
     case ZMTP_UNPROVEN:
-        return faultf(l, LINK_DENIED, "it does not prove who it is: %s; if its keys were changed, replace its line in %s", z->why, keys_known_file());
+        return faultf(l, LINK_UNTRUSTED, "it does not prove who it is: %s; if its keys were changed, replace its line in %s", z->why, keys_known_file());
     case ZMTP_ASKS_KEYS:
         return faultf(l, LINK_DENIED, "it asks for keys, and none of it is known here; dwrapctl join, or dwrapctl key trust %s KEY", l->name);
     case ZMTP_REFUSES_KEY:
@@ -108,21 +119,12 @@ static enum link_status mismatch(struct link *l)
                       (unsigned)geteuid());
     case ZMTP_UNABLE:
         return fault(l, LINK_UNREACHABLE, "it cannot check keys now; its log says why");
+    case ZMTP_LEAVES:
+        return hung_up(l);
     case ZMTP_STRANGE:
         break;
     }
     return fault(l, LINK_STRANGE, z->why);
-}
-
-/* It ended the connection in the handshake. One that cannot read HELLO does so, but so does one that is being stopped. */
-static enum link_status hung_up(struct link *l)
-{
-    if (!l->zmtp.secure || l->zmtp.state != ZMTP_IN_HANDSHAKE)
-        return fault(l, LINK_UNREACHABLE, "it closed the connection at once");
-    if (l->zmtp.curve.step != CURVE_GREETED)
-        return fault(l, LINK_UNREACHABLE, "it closed the connection when it had seen the key of this user; its log says why");
-    return faultf(l, LINK_UNREACHABLE, "it closed the connection when it had to prove who it is: its key is probably not the one that %s has for %s; "
-                                       "if its keys were changed, replace that line", keys_known_file(), l->name);
 }
 
 /* Everything until the peer's READY: messages sent before it would be dropped. */
@@ -158,10 +160,19 @@ static enum link_status check_owner(struct link *l, const struct known *known)
     case PEER_KNOWN:
         break;
     }
-    if (uid < SYSTEM_UIDS || uid == geteuid() || (known->owned && uid == known->owner))
+    if (uid == 0 || uid == geteuid() || (known->owned && uid == known->owner))
         return LINK_FINE;
-    return faultf(l, LINK_DENIED, "it is run by uid %u, who is neither root, you nor a system user; add '%s uid=%u' to %s if you trust them",
+    return faultf(l, LINK_UNTRUSTED, "it is run by uid %u, who is neither root nor you; add '%s uid=%u' to %s if you trust them",
                   (unsigned)uid, l->name, (unsigned)uid, keys_known_file());
+}
+
+/* Anybody can ask for keys: it is the last word only of somebody who is trusted. */
+static enum link_status asks_keys(struct link *l, const struct known *known)
+{
+    enum link_status status = check_owner(l, known);
+    if (status == LINK_FINE || status == LINK_UNREACHABLE)
+        mismatch(l);
+    return status == LINK_FINE ? LINK_DENIED : status == LINK_UNREACHABLE ? LINK_UNTRUSTED : status;
 }
 
 static enum link_status greet(struct link *l, const struct endpoints *to, const struct known *known, bool insecure, bool careful,
@@ -172,8 +183,12 @@ static enum link_status greet(struct link *l, const struct endpoints *to, const 
         status = shake_hands(l, known->keyed ? &known->keys : NULL, careful, deadline_ms);
     if (status == LINK_FINE && !known->keyed)
         status = check_owner(l, known);
-    if (status != LINK_FINE)
-        link_close(l);
+    else if (status == LINK_DENIED && l->zmtp.fault == ZMTP_ASKS_KEYS)
+        status = asks_keys(l, known);
+    if (status == LINK_FINE)
+        return status;
+    link_close(l);
+    l->exposed = false; /* nothing of ours has gone there */
     return status;
 }
 

@@ -23,14 +23,15 @@ enum link_status {
     LINK_SILENT,      /* no answer in time */
     LINK_STRANGE,     /* something answers that is not a distributor, or breaks the protocol */
     LINK_FORBIDDEN,   /* it would carry commands unprotected over a network, or our keys cannot be used */
-    LINK_DENIED,      /* it is not who it should be, or does not let us in: asking again is of no use */
+    LINK_DENIED,      /* it does not let us in, or cannot be known: asking again is of no use */
+    LINK_UNTRUSTED,   /* it is not who it should be; who should may come back */
     LINK_LOST,        /* it was open and is not any more */
 };
 
 struct link {
     int fd;
     const char *name; /* the address, for messages */
-    bool exposed;     /* it goes, or would have gone, to another machine without encryption */
+    bool exposed;     /* it goes to another machine without encryption */
     char why[REASON_BYTES]; /* what is wrong, unless LINK_FINE */
     int64_t heard_ms;  /* when the last bytes came */
     int64_t asked_ms;  /* when the first PING since then was sent; earlier than heard_ms: none was */

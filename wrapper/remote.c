@@ -148,9 +148,10 @@ static enum link_status reach(const struct address *address, struct job *job, in
     return *here || status != LINK_FINE ? status : link_await(&connection, m, deadline_ms);
 }
 
+/* Whoever is meant may not be back yet. */
 static bool is_refusal(enum link_status status)
 {
-    return status == LINK_UNREACHABLE || status == LINK_LOST;
+    return status == LINK_UNREACHABLE || status == LINK_LOST || status == LINK_UNTRUSTED;
 }
 
 /* Not a matter of time: the same will be found when it is asked again. */
@@ -237,7 +238,7 @@ static void stay(const struct address *address, struct job *job, struct message 
     enum link_status status = converse(address, job, m, signals, a);
     if (status != LINK_FINE && status != LINK_SILENT)
         status = ask_again(address, job, signals, a);
-    if (is_final(status))
+    if (is_final(status) || status == LINK_UNTRUSTED)
         answer_with(a, ANSWER_UNAVAILABLE, "%s: %s", address->text, connection.why);
     else if (status != LINK_FINE)
         answer_with(a, ANSWER_UNAVAILABLE, "%s: %.900s while the command waited for a slot", address->text, connection.why);
@@ -252,7 +253,7 @@ static bool ask(const struct address *address, struct job *job, int64_t share_ms
     bool brief = memory_is_silent(address->text);
     int64_t patience = brief && FIRST_WORD_AGAIN_MS < share_ms ? FIRST_WORD_AGAIN_MS : share_ms;
     enum link_status status = reach_patiently(address, job, now_ms() + patience, &m, &here);
-    if (connection.exposed && status != LINK_FORBIDDEN)
+    if (connection.exposed)
         warn(address);
     remember(address, status);
     *denied = status == LINK_DENIED;
@@ -262,7 +263,7 @@ static bool ask(const struct address *address, struct job *job, int64_t share_ms
         stay(address, job, &m, signals, a);
     else if (status == LINK_FORBIDDEN)
         answer_with(a, ANSWER_REFUSED, "%s: %s", address->text, connection.why);
-    else if (status == LINK_DENIED)
+    else if (status == LINK_DENIED || status == LINK_UNTRUSTED)
         answer_with(a, ANSWER_UNAVAILABLE, "%s: %s", address->text, connection.why);
     else if (status == LINK_STRANGE)
         answer_with(a, ANSWER_UNAVAILABLE, "something else answers at %s: %s; check the address", address->text, connection.why);

@@ -274,9 +274,11 @@ static enum zmtp_event take_clear(struct zmtp *z, unsigned flags, const struct z
     return flags & FLAG_COMMAND ? take_command(z, frame) : take_part(z, flags, frame);
 }
 
-/* ERROR in the handshake: whoever sends it has not proved anything yet, so it may only end the connection. */
+/* ERROR in the handshake: whoever sends it before WELCOME has not proved anything yet. */
 static enum zmtp_event take_refusal(struct zmtp *z, const struct zmtp_frame *frame)
 {
+    if (z->curve.step == CURVE_GREETED)
+        return broken_by(z, ZMTP_LEAVES, "it ended the handshake");
     bool denied = frame->length == 10 && memcmp(frame->at + 6, "\x03" "400", 4) == 0;
     return denied ? broken_by(z, ZMTP_REFUSES_KEY, "it does not let this key in") : broken_by(z, ZMTP_UNABLE, "it cannot check keys now");
 }

@@ -40,6 +40,7 @@ enum zmtp_fault {
     ZMTP_ASKS_KEYS,   /* it speaks CURVE only, and we were given no keys */
     ZMTP_REFUSES_KEY, /* it does not let our key in */
     ZMTP_UNABLE,      /* it cannot check keys now */
+    ZMTP_LEAVES,      /* it ends the handshake before it has proved anything: whatever it says of that is nobody's word */
 };
 
 struct zmtp_frame {

@@ -256,7 +256,7 @@ static void greet(const char *mechanism)
     feed(greeting, sizeof greeting);
 }
 
-static void open_connection(void)
+static void await_ready(void)
 {
     greet("CURVE");
     check(zmtp_next(&z) == ZMTP_MORE && same(&hello, z.reply + 64 + 2, z.reply_length - 66), "HELLO as a frame");
@@ -264,6 +264,11 @@ static void open_connection(void)
     feed_frame(&welcome, 4);
     check(zmtp_next(&z) == ZMTP_MORE && same(&initiate, z.reply + 9, z.reply_length - 9), "INITIATE as a frame");
     z.reply_length = 0;
+}
+
+static void open_connection(void)
+{
+    await_ready();
     feed_frame(&ready, 4);
     check(zmtp_next(&z) == ZMTP_OPENED, "READY as a frame");
 }
@@ -296,15 +301,18 @@ static void check_faults(void)
     check_refused("a server without keys", ZMTP_UNPROVEN);
     greet("PLAIN");
     check_refused("a server with passwords", ZMTP_UNPROVEN);
-    greet("CURVE");
+    await_ready();
     feed_frame(&denied, 4);
     check_refused("a key that is not let in", ZMTP_REFUSES_KEY);
-    greet("CURVE");
+    await_ready();
     feed_frame(&unable, 4);
     check_refused("a server that cannot check keys", ZMTP_UNABLE);
-    greet("CURVE");
+    await_ready();
     feed_frame(&broken, 4);
     check_refused("an error without reason", ZMTP_UNABLE);
+    greet("CURVE");
+    feed_frame(&denied, 4);
+    check_refused("an error of somebody who has proved nothing", ZMTP_LEAVES);
     greet("CURVE");
     feed_frame(&ready, 4);
     check_refused("READY first", ZMTP_UNPROVEN);
