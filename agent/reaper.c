@@ -112,14 +112,15 @@ static int deepest_first(const void *one, const void *other)
 static struct process *find(struct process *all, size_t count, pid_t pid)
 {
     struct process wanted = {.pid = pid};
-    return count ? bsearch(&wanted, all, count, sizeof *all, compare) : NULL;
+    return all ? bsearch(&wanted, all, count, sizeof *all, compare) : NULL;
 }
 
 /* Most parents have lower numbers than their children: few rounds do, however many there are. */
 static void mark_descendants(struct process *all, size_t count)
 {
-    bool changed = true;
-    qsort(all, count, sizeof *all, compare);
+    bool changed = count > 0;
+    if (all)
+        qsort(all, count, sizeof *all, compare);
     while (changed) {
         changed = false;
         for (size_t i = 0; i < count; i++) {
@@ -184,10 +185,10 @@ static struct tally signal_descendants(int signal)
     struct process *all;
     size_t count = list_processes(&all);
     mark_descendants(all, count);
-    if (signal == SIGKILL && count)
+    if (signal == SIGKILL && all)
         qsort(all, count, sizeof *all, deepest_first);
     struct tally tally = signal_ours(all, count, signal);
-    if (signal == SIGKILL && count)
+    if (signal == SIGKILL && all)
         qsort(all, count, sizeof *all, compare);
     signal_hidden_children(all, count, signal);
     free(all);

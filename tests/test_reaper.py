@@ -1,4 +1,4 @@
-"""agent/reaper.c by itself: nothing that is being killed runs again meanwhile, nothing is passed over, and nothing is looked at in haste."""
+"""agent/reaper.c by itself: nothing that is being killed runs again meanwhile, nothing is passed over, nothing looked at in haste."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from wrapper_program import build
 
 @pytest.fixture(scope="module")
 def reaper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("cc", tmp_path_factory.mktemp("reaper") / "reaper", ["tests/c/reaper.c", "agent/reaper.c"], "-O1", "-g", "-Wl,--wrap=opendir", "-pthread")
+    program = tmp_path_factory.mktemp("reaper") / "reaper"
+    return build("cc", program, ["tests/c/reaper.c", "agent/reaper.c"], "-O1", "-g", "-Wl,--wrap=opendir", "-pthread")
 
 
 def number(reaper: Path, *words: str) -> int:

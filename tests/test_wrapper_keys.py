@@ -237,7 +237,8 @@ def test_a_home_that_is_not_ours_holds_no_keys_of_ours(stranger: Wrapper) -> Non
 
 
 @pytest.mark.parametrize(
-    ("named", "words"), [("/no/such/place", b"No such file"), ("keys", b"no absolute path"), ("/dev/null", b"Not a directory"), ("/" + "x" * 4100, b"")]
+    ("named", "words"),
+    [("/no/such/place", b"No such file"), ("keys", b"no absolute path"), ("/dev/null", b"Not a directory"), ("/" + "x" * 4100, b"")],
 )
 def test_a_directory_that_was_named_is_there(dwrap: Wrapper, distributor: FakeDistributor, named: str, words: bytes) -> None:
     (dwrap.directory / "keys").mkdir()
