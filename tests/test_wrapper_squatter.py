@@ -12,13 +12,16 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wrapper_program
+import zmq
+from curve_peer import Pair, locked
 from fake_distributor import FakeDistributor, offer_then, result
 from wrapper_program import Wrapper
 
@@ -26,6 +29,7 @@ program = wrapper_program.program
 dwrap = wrapper_program.dwrap
 FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "1"}
 SQUATTER, SYSTEM_USER = 54321, 987
+Prepare = Callable[[zmq.Context[Any], zmq.Socket[bytes]], None]
 MARK = {"SECRET_TOKEN": "do-not-tell"}
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user's processes need root")
@@ -38,7 +42,7 @@ class Squatter:
 
 
 @contextmanager
-def run_by(uid: int, endpoint: str) -> Iterator[Squatter]:
+def run_by(uid: int, endpoint: str, prepare: Prepare | None = None) -> Iterator[Squatter]:
     """A distributor that another user runs."""
     read, write = os.pipe()
     stop, stopper = os.pipe()
@@ -49,7 +53,7 @@ def run_by(uid: int, endpoint: str) -> Iterator[Squatter]:
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
-            with FakeDistributor(offer_then(result()), endpoint, ipv6="[" in endpoint) as d:
+            with FakeDistributor(offer_then(result()), endpoint, ipv6="[" in endpoint, prepare=prepare) as d:
                 os.write(write, d.address.encode() + b"\n")
                 os.read(stop, 1)
                 os.write(write, b"%d\n" % len(d.seen))
@@ -124,8 +128,9 @@ def test_a_system_user_is_another_user(dwrap: Wrapper, commons: Path, endpoint: 
         assert dwrap.run(daemon.address, "cmd", env=FAIL | {"DWRAP_KEYS": str(keys)}).returncode == 0
 
 
-def test_a_squatter_of_a_moment_does_not_end_the_build(dwrap: Wrapper, commons: Path) -> None:
-    with run_by(SQUATTER, f"ipc://{commons}/socket") as squatter:
+@pytest.mark.parametrize("asks", [False, True], ids=["speaks", "asks for keys"])
+def test_a_squatter_of_a_moment_does_not_end_the_build(dwrap: Wrapper, commons: Path, asks: bool) -> None:
+    with run_by(SQUATTER, f"ipc://{commons}/socket", locked(Pair.new()) if asks else None) as squatter:
         running = dwrap.popen(squatter.address, "cmd", env=FAIL | MARK | {"DWRAP_PATIENCE": "20"})
         time.sleep(0.6)
         assert running.poll() is None
