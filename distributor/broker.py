@@ -299,7 +299,7 @@ class Broker:
 
     def _dispatch(self, link: Connection, frames: list[bytes]) -> None:
         fields: Fields | None = None
-        link.messages += 1
+        link.heard(frames)
         if link.is_refused:
             return evict(link.fd)
         try:

@@ -18,6 +18,8 @@ from dwrap.distributor.identity import Who
 from dwrap.protocol.peer import cookie_of
 
 _RID_BYTES: Final = 5
+_SHORT, _LONG, _SHORT_MOST = 2, 9, 255  # bytes of a frame's head, and how long a frame has a short one (ZMTP)
+_SEALED_BYTES: Final = 33  # more in a frame of CURVE's: its name, nonce, MAC and flags
 
 
 @dataclass(slots=True)
@@ -32,8 +34,15 @@ class Connection:
     is_refused: bool = False  #: it has been told that it is not served; the next thing it says ends the connection
     token: str = ""
     messages: int = 0  #: that have come whole
+    heard_bytes: int = 0  #: of theirs, as they are on the wire
     told_bytes: int = 0  #: that it was sent
     questions: int = 0  #: of its that wait
+
+    def heard(self, frames: list[bytes]) -> None:
+        """A message has come whole."""
+        self.messages += 1
+        more = _SEALED_BYTES if self.who.grant is not None else 0
+        self.heard_bytes += sum([len(frame) + more + (_LONG if len(frame) + more > _SHORT_MOST else _SHORT) for frame in frames])
 
     def confirm(self) -> bool:
         """The peer has echoed a secret: its identity counts from now on, if this is still the socket that was asked about."""

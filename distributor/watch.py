@@ -23,19 +23,20 @@ LOOK_SECONDS: Final = 5.0
 STALL_SECONDS: Final = 60.0
 _STALLED_BYTES: Final = 256 * 1024
 MAX_BEGUN_BYTES: Final = 256 * 1024 * 1024  # of messages that are not whole, all connections together
+_HANDSHAKE_BYTES: Final = 32 * 1024  # and what else is no message
+_PING_BYTES: Final = 64  # a second
 _BEGUN_BYTES: Final = 64 * 1024  # what less is begun is nobody's fault
 MAX_OWED_BYTES: Final = 64 * 1024 * 1024
 _LEAST_RECEIVED: Final = 16 * 1024  # between two looks; less is what waits in a busy moment
 _LEAST_OWED: Final = 1024 * 1024
-
-
 _ENDLESS: Final = "it sends a message without end"
 
 
 class Counts(Protocol):
-    """What a connection has done so far: messages that were whole, bytes that it was sent."""
+    """What a connection has done so far: messages that were whole and their bytes on the wire, bytes that it was sent."""
 
     messages: int
+    heard_bytes: int
     told_bytes: int
 
 
@@ -47,7 +48,9 @@ class _Track:
     told: int = 0  # when it last had room
     seen_told: int = 0
     strikes: int = 0
+    deaf_strikes: int = 0
     since: float = 0.0  # when it last had completed a message
+    met: float = 0.0
 
     @property
     def begun(self) -> int:
@@ -81,7 +84,7 @@ class Watch:
         self._calm, self._looked_at = resident, now
         ends: dict[int, str] = {}
         for fd, sample in found.items():
-            track = self._tracks.setdefault(fd, _Track(since=now))
+            track = self._tracks.setdefault(fd, _Track(since=now, met=now))
             if why := self._judge(track, counts.get(fd), sample, now, has_grown):
                 ends[fd] = why
         if sum(self._tracks[fd].begun for fd in found) > MAX_BEGUN_BYTES:
@@ -93,17 +96,22 @@ class Watch:
         messages, told = (counts.messages, counts.told_bytes) if counts is not None else (0, 0)
         received = sample.received if sample.received is not None else track.seen + (_LEAST_RECEIVED if sample.unread else 0)
         if messages != track.messages:
-            track.messages, track.received, track.since = messages, received, now
+            heard = counts.heard_bytes + _HANDSHAKE_BYTES + int(_PING_BYTES * (now - track.met)) if counts is not None else 0
+            track.messages, track.received, track.since, track.strikes = messages, min(received, heard), now, 0
         if sample.is_writable:
             track.told = told
         is_endless = received > track.received and received - track.seen >= _LEAST_RECEIVED
         is_deaf = not sample.is_writable and told - track.seen_told >= _LEAST_OWED
         track.seen, track.seen_told = received, told
-        if has_grown or not (is_endless or is_deaf):
-            track.strikes = track.strikes + 1 if is_endless or is_deaf else 0
-        is_stalled = track.begun > _STALLED_BYTES and now - track.since > STALL_SECONDS
+        if is_endless:
+            track.strikes += has_grown
+        elif sample.received is not None:  # of a Unix socket it is chance whether anything is unread just now
+            track.strikes = 0
+        track.deaf_strikes = track.deaf_strikes + has_grown if is_deaf else 0
+        quiet = now - track.since
+        is_stalled = track.begun - _PING_BYTES * quiet > _STALLED_BYTES and quiet > STALL_SECONDS
         if is_stalled or track.begun > MAX_MESSAGE_BYTES or (is_endless and track.strikes >= STRIKES):
             return _ENDLESS
-        if told - track.told > MAX_OWED_BYTES or (is_deaf and track.strikes >= STRIKES):
+        if told - track.told > MAX_OWED_BYTES or (is_deaf and track.deaf_strikes >= STRIKES):
             return "it does not read what it asked for"
         return ""

@@ -188,14 +188,14 @@ def _pins(file: Path) -> list[tuple[str, str]]:
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as source:
-            found = os.fstat(fd)
+            found, around = os.fstat(fd), file.parent.stat()
             content = source.read(_MAX_KNOWN_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
     except FileNotFoundError:
         return []
     except OSError as error:
         raise KeysError(f"cannot read {file}: {error.strerror or error}; make it readable") from error
-    ours = (0, os.geteuid(), *([file.parent.stat().st_uid] if os.geteuid() == 0 else []))
-    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in ours:
+    ours = (0, os.geteuid(), *([around.st_uid] if os.geteuid() == 0 else []))
+    if not stat.S_ISREG(found.st_mode) or (found.st_mode | around.st_mode) & 0o022 or found.st_uid not in ours:
         raise KeysError(f"cannot believe {file}: others may have written it; chown it to you and chmod go-w it")
     text = content.decode("utf-8", "replace")
     if len(content) > _MAX_KNOWN_BYTES or _CONTROL.search(text):
@@ -205,7 +205,7 @@ def _pins(file: Path) -> list[tuple[str, str]]:
 
 
 def _pin_in(file: Path, line: str) -> tuple[str, str]:
-    words = line.split()
+    words = [word for word in line.split(" ") if word]
     try:
         if len(words) != 2:
             raise KeyLineError(f"{line[:80].strip()!r} is not understood")

@@ -241,7 +241,8 @@ def surroundings(tmp_path: Path, **changes: Any) -> doctor.Surroundings:
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho dwrap 9.9\n")
     program.chmod(0o755)
-    environment = {"PATH": str(program.parent), "DWRAP_HOST": "localhost", "XDG_RUNTIME_DIR": str(tmp_path), **changes.pop("environment", {})}
+    ours = {"PATH": str(program.parent), "DWRAP_HOST": "localhost", "XDG_RUNTIME_DIR": str(tmp_path)}
+    environment = {**ours, **changes.pop("environment", {})}
     return doctor.Surroundings(**{"environment": environment, "version": "9.9", "descriptors": 4096, "cwd": "/src", "uid": 1, **changes})
 
 

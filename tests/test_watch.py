@@ -28,6 +28,7 @@ FD = 9
 class Did:
     messages: int = 0
     told_bytes: int = 0
+    heard_bytes: int = 1 << 40  # all of it, unless a test says otherwise
 
 
 Look = tuple[Did | None, Sample]
@@ -128,3 +129,17 @@ def test_many_who_begin_together_are_ended_before_their_sum_is_too_much() -> Non
     assert watch.look(0, 1.0, counts, {fd: Sample(each * (fd < 240), 0, True) for fd in counts}) == []
     ended = watch.look(0, 2.0, counts, {fd: Sample(each * (fd < 280), 0, True) for fd in counts})
     assert {fd for fd, _ in ended} == set(range(280))
+
+
+def test_what_was_begun_just_after_a_message_counts_as_begun() -> None:
+    """The message and the beginning of the next one come between two looks."""
+    looks = [(Did(1, heard_bytes=1_000), Sample(21 * MB, 0, True))] * 20
+    assert STALL_SECONDS < (ends(looks, grows=False, seconds=LOOK_SECONDS)[0] - 1) * LOOK_SECONDS <= STALL_SECONDS + LOOK_SECONDS
+
+
+def test_a_day_of_pings_is_no_message() -> None:
+    day = 86_400
+    watch, did = Watch(), Did(1, heard_bytes=1_000)
+    for seconds in range(0, day, 600):
+        did.messages += seconds == 0 or seconds == 43_200
+        assert watch.look(0, float(seconds), {FD: did}, {FD: Sample(1_000 + 9 * seconds, 0, True)}) == []
