@@ -78,7 +78,7 @@ class Link:
         self._wake, self._signals = socket.socketpair()
         self._signals.setblocking(False)
         self._poller.register(self._wake.fileno(), zmq.POLLIN)
-        self._complaint = ""
+        self._complaint, self._has_failed = "", False
         self._connect()
 
     # ---- the connection
@@ -117,7 +117,9 @@ class Link:
         said = recv_monitor_message(self._monitor)
         event = said["event"]
         if event & FAILURES and not self._up:  # libzmq itself does not always try again
-            self._complain(why_refused(self._dial, event, "agent"))
+            if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._has_failed:  # the first time it may just be starting anew
+                self._complain(why_refused(self._dial, event, "agent"))
+            self._has_failed = True
             self._stand_off()
         elif event == zmq.EVENT_CONNECTED:
             self._fd = said["value"]
@@ -127,7 +129,7 @@ class Link:
                 self._complain(why)
             if why or self._monitor.poll(0):  # it has ended already: what was looked at may have been another one's descriptor
                 return self._stand_off()
-            self._complaint = ""
+            self._complaint, self._has_failed = "", False
             self._up = True
             self._poller.register(self._dealer, zmq.POLLIN)
             self._feed(e.Connected())

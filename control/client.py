@@ -25,31 +25,37 @@ ANSWER_SECONDS = 3.0
 _SILENT = "no distributor answers at {}: nothing was heard in time; start one with dwrapctl up, or check DWRAP_HOST"
 
 
-class NotLetIn(ControlError):
+class NotMet(ControlError):
+    """There is no distributor here that we may speak to; perhaps at the next address."""
+
+
+class NotLetIn(NotMet):
     """The distributor does not let our key in."""
 
 
-class Unreachable(ControlError):
+class Unreachable(NotMet):
     """No distributor answered in time."""
 
 
 def ask(addresses: Sequence[str], what: str, fields: messages.FieldsIn = (), seconds: float = ANSWER_SECONDS) -> Any:
-    """The JSON value that the first answering address gives. Raises Unreachable, or ControlError when it refuses."""
+    """The JSON value that the first answering address gives. Raises Unreachable or ControlError (of the first, when none answers), or
+    ControlError when one that answers refuses.
+    """
     pairs = list(fields)
-    for address in addresses:
+    trouble: ControlError = Unreachable("no distributor to ask: the list of addresses is empty; set DWRAP_HOST")
+    for number, address in enumerate(addresses):
         try:
             return ask_one(_dial(address), what, pairs, seconds)
-        except Unreachable:
-            if address == addresses[-1]:
-                raise
-    raise Unreachable("no distributor to ask: the list of addresses is empty; set DWRAP_HOST")
+        except NotMet as error:
+            trouble = trouble if number else error
+    raise trouble
 
 
 def _dial(address: str) -> Dial:
     try:
         return by_environment(parse_endpoint(address), os.environ)
     except KeysError as error:
-        raise ControlError(f"cannot ask {address}: {error}") from error
+        raise NotMet(f"cannot ask {address}: {error}") from error
 
 
 def ask_one(dial: Dial, what: str, fields: list[tuple[str, messages.Value]], seconds: float = ANSWER_SECONDS) -> Any:
@@ -79,21 +85,23 @@ def ask_one(dial: Dial, what: str, fields: list[tuple[str, messages.Value]], sec
 
 def _meet(monitor: zmq.Socket[bytes], dial: Dial, deadline: float) -> None:
     """Waits for the handshake, and looks who is at the other end. Raises Unreachable, ControlError."""
-    fd = -1
+    fd, why = -1, ""
     while (left := deadline - time.monotonic()) > 0:
         if not monitor.poll(int(left * 1000) + 1):
             continue
         said = recv_monitor_message(monitor)
         if said["event"] == zmq.EVENT_CONNECTED:
             fd = said["value"]
+        elif said["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and dial.pair is None:
+            why = why_refused(dial, said["event"], "client")  # or it is just starting anew: libzmq tries again
         elif said["event"] & FAILURES:
-            kind = NotLetIn if said["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH else ControlError
+            kind = NotLetIn if said["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH else NotMet
             raise kind(f"cannot ask {dial.address}: {why_refused(dial, said['event'], 'client')}")
         else:
             if why := dial.why_not(fd):
-                raise ControlError(f"cannot ask {dial.address}: {why}")
+                raise NotMet(f"cannot ask {dial.address}: {why}")
             return
-    raise Unreachable(_SILENT.format(dial.address))
+    raise Unreachable(f"cannot ask {dial.address}: {why}" if why else _SILENT.format(dial.address))
 
 
 def _exchange(socket: zmq.Socket[bytes], address: str, what: str, fields: list[tuple[str, messages.Value]], deadline: float) -> Any:

@@ -53,9 +53,9 @@ _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=hi")
 MAX_QUERY_ID: Final = 64
 _BATCH: Final = 256
-_BATCHES: Final = 16
 _BATCHES_SECONDS: Final = 0.1
 _MOST_QUESTIONS: Final = 16  # of one connection that wait
+_QUESTION_BYTES: Final = 4_096
 _QUESTION_SECONDS: Final = 0.02  # for answers in each turn; at least one
 _ASK_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0
@@ -189,7 +189,10 @@ class Broker:
     def _take_batches(self, has_events: bool) -> bool:
         """A few of them, so that nobody keeps the loop from everything else. Returns whether there are more."""
         until = time.monotonic() + _BATCHES_SECONDS
-        return all(self._take_batch(has_events) and time.monotonic() < until for _ in range(_BATCHES))
+        has_more = True
+        while has_more and time.monotonic() < until:
+            has_more = self._take_batch(has_events)
+        return has_more
 
     def _take_batch(self, has_events: bool) -> bool:
         """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
@@ -317,10 +320,14 @@ class Broker:
         except ProtocolError as error:
             self._reports.unexpected("malformed")
             self._refuse(link, str(error), _job_named_in(fields))
-        except Exception:  # a defect of ours, which whoever found it must not make everybody's
-            self._reports.unexpected("defect")
-            log.exception("a connection of %s is ended: its message could not be handled", link.who.owner)
-            evict(link.fd)
+        except Exception:
+            self._found_defect(link)
+
+    def _found_defect(self, link: Connection) -> None:
+        """Of ours, while a message was handled: whoever found it must not make it everybody's."""
+        self._reports.unexpected("defect")
+        log.exception("a connection of %s is ended: its message could not be handled", link.who.owner)
+        evict(link.fd)
 
     def _make_handlers(self) -> dict[str, Callable[[Connection, Fields, Sequence[bytes], list[bytes]], None]]:
         happened = self._happened
@@ -397,8 +404,10 @@ class Broker:
             return None
         return job
 
-    def _asked_something(self, link: Connection, fields: Fields, *_: object) -> None:
+    def _asked_something(self, link: Connection, fields: Fields, _: object, frames: list[bytes]) -> None:
         """Questions are answered when there is time, and only to those who read the answers."""
+        if len(frames[1]) > _QUESTION_BYTES:
+            raise ProtocolError(f"a question has more than {_QUESTION_BYTES} bytes")
         if link.questions >= _MOST_QUESTIONS:
             log.warning("a connection of %s is ended: it asks faster than it reads the answers", link.who.owner)
             self._reports.unexpected("unbounded")
@@ -408,22 +417,25 @@ class Broker:
 
     def _answer_questions(self) -> bool:
         """A few of those that wait. Returns whether more could be answered now."""
-        until = time.monotonic() + _QUESTION_SECONDS
+        until, has_answered = time.monotonic() + _QUESTION_SECONDS, False
         for _ in range(len(self._questions)):
             if time.monotonic() >= until:
-                return True
+                return has_answered
             link, fields = self._questions.popleft()
-            if self._links.by_peer.get(link.peer) is not link:
+            if self._links.by_peer.get(link.peer) is not link or link.is_refused:
                 continue
             if not has_room(link.fd):
                 self._questions.append((link, fields))
                 continue
             link.questions -= 1
+            has_answered = True
             try:
                 self._query(link, fields)
             except ProtocolError as error:
                 self._reports.unexpected("malformed")
                 self._refuse(link, str(error))
+            except Exception:
+                self._found_defect(link)
         return False
 
     def _query(self, link: Connection, fields: Fields) -> None:

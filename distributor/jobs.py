@@ -30,7 +30,7 @@ MAX_REJECTIONS: Final = 3
 MAX_LOSSES: Final = 5
 MAX_JOBS: Final = 100_000
 MAX_JOBS_OF_ONE: Final = 50_000
-_WEIGHT_BYTES: Final = 4_096  # of paths and labels: as much as another job
+_WEIGHT_BYTES: Final = 16_384  # of paths and labels: as much as another job
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 

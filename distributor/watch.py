@@ -51,11 +51,11 @@ class _Track:
     deaf_strikes: int = 0
     since: float = 0.0  # when it last had completed a message
     met: float = 0.0
+    begun_at: float = 0.0  # the look after which it began the message at hand
 
-    @property
-    def begun(self) -> int:
+    def begun(self, now: float) -> int:
         """Bytes of a message that is not whole, or waits to be handled."""
-        return self.seen - self.received
+        return self.seen - self.received - int(_PING_BYTES * (now - self.since))
 
 
 class Watch:
@@ -84,11 +84,12 @@ class Watch:
         self._calm, self._looked_at = resident, now
         ends: dict[int, str] = {}
         for fd, sample in found.items():
-            track = self._tracks.setdefault(fd, _Track(since=now, met=now))
+            track = self._tracks.setdefault(fd, _Track(since=now, met=now, begun_at=now))
             if why := self._judge(track, counts.get(fd), sample, now, has_grown):
                 ends[fd] = why
-        if sum(self._tracks[fd].begun for fd in found) > MAX_BEGUN_BYTES:
-            ends |= {fd: _ENDLESS for fd in found if self._tracks[fd].begun >= _BEGUN_BYTES and self._tracks[fd].since < now}
+        begun = {fd: size for fd in found if (size := self._tracks[fd].begun(now)) >= _BEGUN_BYTES}
+        if sum(begun.values()) > MAX_BEGUN_BYTES:
+            ends |= {fd: _ENDLESS for fd in begun if self._tracks[fd].begun_at < now}
         return [*ends.items()]
 
     @staticmethod
@@ -97,7 +98,8 @@ class Watch:
         received = sample.received if sample.received is not None else track.seen + (_LEAST_RECEIVED if sample.unread else 0)
         if messages != track.messages:
             heard = counts.heard_bytes + _HANDSHAKE_BYTES + int(_PING_BYTES * (now - track.met)) if counts is not None else 0
-            track.messages, track.received, track.since, track.strikes = messages, min(received, heard), now, 0
+            baseline = received if sample.received is None else min(received, heard)
+            track.messages, track.received, track.since, track.strikes = messages, baseline, now, 0
         if sample.is_writable:
             track.told = told
         is_endless = received > track.received and received - track.seen >= _LEAST_RECEIVED
@@ -108,9 +110,11 @@ class Watch:
         elif sample.received is not None:  # of a Unix socket it is chance whether anything is unread just now
             track.strikes = 0
         track.deaf_strikes = track.deaf_strikes + has_grown if is_deaf else 0
-        quiet = now - track.since
-        is_stalled = track.begun - _PING_BYTES * quiet > _STALLED_BYTES and quiet > STALL_SECONDS
-        if is_stalled or track.begun > MAX_MESSAGE_BYTES or (is_endless and track.strikes >= STRIKES):
+        begun = track.begun(now)
+        if begun < _BEGUN_BYTES:
+            track.begun_at = now
+        is_stalled = begun > _STALLED_BYTES and now - track.begun_at > STALL_SECONDS
+        if is_stalled or begun > MAX_MESSAGE_BYTES or (is_endless and track.strikes >= STRIKES):
             return _ENDLESS
         if told - track.told > MAX_OWED_BYTES or (is_deaf and track.deaf_strikes >= STRIKES):
             return "it does not read what it asked for"

@@ -291,10 +291,8 @@ def replace_file(file: Path, text: str) -> None:
 def locked(directory: Path, patience: float) -> Iterator[None]:
     """A lock of a file that nobody else can open: one on the directory, whoever may read that could hold."""
     owner, deadline = directory.stat(), time.monotonic() + patience
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(directory / ".lock", owner)
     try:
-        if os.geteuid() == 0:
-            os.fchown(fd, owner.st_uid, owner.st_gid)
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,3 +304,19 @@ def locked(directory: Path, patience: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _open_lock(file: Path, owner: os.stat_result) -> int:
+    """Made where there is none, for whom the directory belongs to; what is there already is taken as it is, and given to nobody."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(file, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        fd = os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(file, flags)
+    if os.geteuid() == 0:
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+    return fd

@@ -190,8 +190,12 @@ def _pins(file: Path) -> list[tuple[str, str]]:
         with open(fd, "rb") as source:
             found, around = os.fstat(fd), file.parent.stat()
             content = source.read(_MAX_KNOWN_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except PermissionError as error:
+        if not os.access(file.parent, os.X_OK):  # it is not ours, as HOME is not after su: nothing of ours is in it
+            return []
+        raise KeysError(f"cannot read {file}: {error.strerror or error}; make it readable") from error
     except OSError as error:
         raise KeysError(f"cannot read {file}: {error.strerror or error}; make it readable") from error
     ours = (0, os.geteuid(), *([around.st_uid] if os.geteuid() == 0 else []))

@@ -42,7 +42,7 @@ def test_a_queue_that_is_full_is_said_to_be(desk: Desk, monkeypatch: pytest.Monk
 def test_one_user_has_a_part_of_the_queue_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "MAX_JOBS_OF_ONE", 3)
     desk.submit(50)
-    desk.submit(51, paths=("/" + "x" * 4_095,))  # counts for two
+    desk.submit(51, paths=("/" + "x" * 4_095,) * 4)  # counts for two
     desk.submit(52)
     assert desk.one(e.Answer).verb == "UNAVAILABLE"
     assert "this user's part" in desk.one(e.Answer).reason

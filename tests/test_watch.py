@@ -61,7 +61,7 @@ def test_a_message_without_end_is_ended(did: Did | None) -> None:
 
 
 def test_one_that_is_larger_than_any_is_ended_at_once() -> None:
-    assert ends([(Did(5), Sample(0, 0, True)), (Did(6), Sample(10, 0, True)), (Did(6), Sample(11 + MAX_MESSAGE_BYTES, 0, True))]) == [3]
+    assert ends([(Did(5), Sample(0, 0, True)), (Did(6), Sample(10, 0, True)), (Did(6), Sample(1_000 + MAX_MESSAGE_BYTES, 0, True))]) == [3]
 
 
 def test_on_a_unix_socket_what_waits_to_be_read_stands_for_what_came() -> None:
@@ -129,6 +129,25 @@ def test_many_who_begin_together_are_ended_before_their_sum_is_too_much() -> Non
     assert watch.look(0, 1.0, counts, {fd: Sample(each * (fd < 240), 0, True) for fd in counts}) == []
     ended = watch.look(0, 2.0, counts, {fd: Sample(each * (fd < 280), 0, True) for fd in counts})
     assert {fd for fd, _ in ended} == set(range(280))
+
+
+def test_the_minute_of_a_long_message_begins_with_it() -> None:
+    """It waited for its turn for ten minutes, and then commits with a large environment over a slow line."""
+    waiting = [(Did(1, heard_bytes=500), Sample(700 + 9 * 5 * look, 0, True)) for look in range(120)]
+    sending = [(Did(1, heard_bytes=500), Sample(700 + 9 * 600 + 500_000 * look, 0, True)) for look in range(1, 11)]
+    assert ends([*waiting, *sending, (Did(2, heard_bytes=5_100_000), Sample(5_106_000, 0, True))], grows=False, seconds=LOOK_SECONDS) == []
+
+
+def test_thousands_that_wait_and_ping_are_no_crowd_however_long() -> None:
+    watch, counts = Watch(), {fd: Did(1, heard_bytes=500) for fd in range(2_000)}
+    for hours in range(30):
+        found = {fd: Sample(700 + 42 * 3_600 * hours, 0, True) for fd in counts}
+        assert watch.look(0, 3_600.0 * hours, counts, found) == []
+
+
+def test_a_busy_submitter_on_a_unix_socket_stays() -> None:
+    looks = [(Did(look, heard_bytes=look * 1_000), Sample(None, 5, True)) for look in range(5_000)]
+    assert ends(looks, grows=False, seconds=LOOK_SECONDS) == []
 
 
 def test_what_was_begun_just_after_a_message_counts_as_begun() -> None:
