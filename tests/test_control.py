@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from dwrap.control import address, cli, client, doctor, records, show
 from dwrap.control.errors import ControlError
-from dwrap.protocol import messages
+from dwrap.protocol import keys, messages
 
 AGENT = {
     "name": "a1", "host": "h1", "serves": "any", "allow_root": True, "slots": 3, "assigned": 1, "jobs_done": 7, "is_serving": True,
@@ -149,6 +149,27 @@ def test_answers_to_other_questions_are_skipped(fake: FakeDistributor) -> None:
         messages.encode("REPLY", [("id", fields.text("id"))], b"2"),
     ]
     assert client.ask([fake.address], "status") == 2
+
+
+def test_the_next_address_is_asked_when_one_is_not_to_be_spoken_to(
+    fake: FakeDistributor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on another machine without a key, one that is known by a key and has none, one that closes at once."""
+    (tmp_path / "keys").mkdir(0o700)
+    monkeypatch.setenv("DWRAP_KEYS", str(tmp_path / "keys"))
+    plain = zmq.Context.instance().socket(zmq.ROUTER)
+    plain.linger = 0
+    locked = f"tcp://127.0.0.1:{plain.bind_to_random_port('tcp://127.0.0.1')}"
+    keys.write_pair(tmp_path / "keys", "client", keys.new_pair())
+    keys.pin(tmp_path / "keys", locked, "a1" * 32)
+    afar = "tcp://192.0.2.1:7776"
+    try:
+        for first, why in ((afar, "no key of it is known"), (locked, "its key may not be")):
+            assert client.ask([first, fake.address], "jobs", seconds=2.0) == fake.answers["jobs"]
+            with pytest.raises(ControlError, match=why):
+                client.ask([first], "jobs", seconds=2.0)
+    finally:
+        plain.close()
 
 
 def test_drain_is_asked_again_with_the_token(fake: FakeDistributor) -> None:
