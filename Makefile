@@ -52,8 +52,8 @@ demo: setup
 
 # Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases and patience do.
 FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs)
-# Attacks on a whole farm: floods, half-open connections, jobs against jobs, a capture of the wire. Most need root.
-ATTACKS := $(patsubst %,tests/test_%.py,private_jobs unbounded keys_farm)
+# Attacks: with wrong keys, on the wire, by floods, by jobs against jobs, by text. Many need root.
+ATTACKS := $(patsubst %,tests/test_%.py,private private_jobs unbounded keys_farm curve_tampered secrets hostile_text wrapper_squatter)
 # Those that boot labs of several hosts.
 LABS := tests/test_nfs.py tests/test_doctor_nfs.py
 

@@ -134,7 +134,9 @@ class Link:
             self._poller.register(self._dealer, zmq.POLLIN)
             self._feed(e.Connected())
         elif event == zmq.EVENT_DISCONNECTED and self._up:
-            self._reconnect()
+            self._take_messages()  # what was said before the end
+            if self._up:
+                self._reconnect()
 
     def _reconnect(self) -> None:
         self._disconnect()
