@@ -51,7 +51,7 @@ demo: setup
 	  ctest --test-dir $(DEMO) -j$$(dwrapctl slots) --output-on-failure'
 
 # Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases and patience do.
-FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs)
+FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs wrapper_restart wrapper_away)
 # Attacks: with wrong keys, on the wire, by floods, by jobs against jobs, by text. Many need root.
 ATTACKS := $(patsubst %,tests/test_%.py,private private_jobs unbounded keys_farm curve_tampered secrets hostile_text wrapper_squatter)
 # Those that boot labs of several hosts.
