@@ -28,7 +28,7 @@ class Place:
     def __init__(self, directory: Path, farm: Farm) -> None:
         self.farm = farm
         self.clear = farm.over("tcp")
-        self.keyed = farm.addresses[2].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        self.keyed = f"tcp://127.0.0.1:{farm.addresses[2].rpartition(':')[2]}"
         self.server = keys.read_pair(directory / "keys", "server").public
         self.folders = {kind: directory / kind for kind in ("client", "agent")}
         for kind, rights in (("client", "submit uid=0"), ("agent", "serve")):
