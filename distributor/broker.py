@@ -1,9 +1,9 @@
 """The broker: the distributor's one socket loop. Messages in, the scheduler's actions out, streams passed through.
 
-The only room with a ROUTER. It parses a message, checks that its sender may say it, turns it into an event for the
-scheduler and sends what the actions say. OUTPUT, INPUT, CREDIT, CLOSE and SIGNAL go from one side to the other as they are.
-Everything happens in one thread; others (HTTP) ask through `ask`. Knows sockets and who may speak of which job. Does not
-know how jobs are scheduled.
+The only room that reads and writes the ROUTER (listen.py makes it). It parses a message, checks that its sender may say it, turns it
+into an event for the scheduler and sends what the actions say; QUERY goes to questions.py. OUTPUT, INPUT, CREDIT, CLOSE and SIGNAL go
+from one side to the other as they are. Everything happens in one thread; others (HTTP) ask through `ask`. Knows sockets and who may
+speak of which job. Does not know how jobs are scheduled.
 
 Order matters where descriptors are reused: a batch of messages is received first, then the monitor's events that led up
 to it; messages of known connections are handled, then the events applied, then the messages of those that were unknown.
@@ -20,7 +20,6 @@ import queue
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -33,30 +32,26 @@ import zmq.backend
 from dwrap.distributor import events as e
 from dwrap.distributor import wire
 from dwrap.distributor.connections import Connection, Connections
-from dwrap.distributor.descriptors import evict, has_room, is_silent, samples
+from dwrap.distributor.descriptors import evict, is_silent, samples
 from dwrap.distributor.events import JobState
 from dwrap.distributor.identity import of_message, property_of
 from dwrap.distributor.job import Job
 from dwrap.distributor.keyring import Keyring
 from dwrap.distributor.ledger import Ledger
 from dwrap.distributor.listen import Listener
+from dwrap.distributor.questions import Doors, Questions
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.distributor.watch import Watch
-from dwrap.protocol.authorized import KeyLineError
-from dwrap.protocol.messages import MAX_FRAME_BYTES, MAX_FRAMES, Fields, FrameLostError, ProtocolError, encode, parse
+from dwrap.protocol.messages import MAX_FRAMES, Fields, FrameLostError, ProtocolError, parse
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=hi")
-MAX_QUERY_ID: Final = 64
 _BATCH: Final = 256
 _BATCHES_SECONDS: Final = 0.1
-_MOST_QUESTIONS: Final = 16  # of one connection that wait
-_QUESTION_BYTES: Final = 4_096
-_QUESTION_SECONDS: Final = 0.02  # for answers in each turn; at least one
 _ASK_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.1  # also the longest that the loop sleeps
@@ -99,7 +94,6 @@ class Broker:
         self._most_of_one = most_connections // 2
         self._most_silent = most_connections // 4
         self._watch = Watch()
-        self._questions: deque[tuple[Connection, Fields]] = deque()
         self._refused: list[e.Peer] = []  # since the last look around
         self._leaving: list[e.Peer] = []  # since the one before
         self._look_at = self._watch_at = 0.0
@@ -112,6 +106,8 @@ class Broker:
         self._poller = zmq.Poller()
         for source in (self._router, self._monitor, self._listener.zap, self._wake_read):
             self._poller.register(source, zmq.POLLIN)
+        doors = Doors(self._happened, self._send, self._refuse, self._found_defect)
+        self._questions = Questions(scheduler, reports, self._links, keyring, secret, self.addresses, doors)
         self._handlers = self._make_handlers()
         self._deeds: dict[type, Callable[[Any], None]] = {
             **dict.fromkeys(wire.MESSAGES, self._tell),
@@ -133,7 +129,7 @@ class Broker:
             if self._wake_read.fileno() in ready:
                 self._answer_asks()
             has_more = self._take_batches(self._monitor in ready)
-            has_more |= self._answer_questions()
+            has_more |= self._questions.answer()
             if due is not None and time.monotonic() >= due:
                 self._happened(e.Tick())
             self._look_around(time.monotonic())
@@ -342,7 +338,7 @@ class Broker:
             "INPUT": self._to_agent,
             "CLOSE": self._to_agent,
             "SIGNAL": self._to_agent,
-            "QUERY": self._asked_something,
+            "QUERY": self._questions.ask,
             "REGISTER": lambda link, fields, _, __: happened(wire.register(link.peer, link.who.serves_as(), fields, link.who.owner)),
             "HEARTBEAT": self._heartbeat,
             "LEAVING": lambda link, *_: happened(e.Leaving(link.peer)),
@@ -403,87 +399,6 @@ class Broker:
         if job is None or job.peer != link.peer or job.state is not JobState.ASSIGNED:
             return None
         return job
-
-    def _asked_something(self, link: Connection, fields: Fields, _: object, frames: list[bytes]) -> None:
-        """Questions are answered when there is time, and only to those who read the answers."""
-        if len(frames[1]) > _QUESTION_BYTES:
-            raise ProtocolError(f"a question has more than {_QUESTION_BYTES} bytes")
-        if link.questions >= _MOST_QUESTIONS:
-            log.warning("a connection of %s is ended: it asks faster than it reads the answers", link.who.owner)
-            self._reports.unexpected("unbounded")
-            return evict(link.fd)
-        link.questions += 1
-        self._questions.append((link, fields))
-
-    def _answer_questions(self) -> bool:
-        """A few of those that wait. Returns whether more could be answered now."""
-        until, has_answered = time.monotonic() + _QUESTION_SECONDS, False
-        for _ in range(len(self._questions)):
-            if time.monotonic() >= until:
-                return has_answered
-            link, fields = self._questions.popleft()
-            if self._links.by_peer.get(link.peer) is not link or link.is_refused:
-                continue
-            if not has_room(link.fd):
-                self._questions.append((link, fields))
-                continue
-            link.questions -= 1
-            has_answered = True
-            try:
-                self._query(link, fields)
-            except ProtocolError as error:
-                self._reports.unexpected("malformed")
-                self._refuse(link, str(error))
-            except Exception:
-                self._found_defect(link)
-        return False
-
-    def _query(self, link: Connection, fields: Fields) -> None:
-        what = fields.text("what")
-        body = json.dumps(self._answer(link, what, fields), separators=(",", ":")).encode()
-        if len(body) > MAX_FRAME_BYTES:
-            raise ProtocolError("the answer is too large; ask for fewer with limit")
-        asked = fields.text("id")
-        if len(asked) > MAX_QUERY_ID:
-            raise ProtocolError(f"field id has more than {MAX_QUERY_ID} characters")
-        self._send(link.peer, encode("REPLY", [("id", asked)], body))
-
-    def _answer(self, link: Connection, what: str, fields: Fields) -> dict[str, Any]:
-        who = link.who
-        if what == "drain":
-            return self._drain(link, fields)
-        if what == "join":
-            return self._join(link, fields)
-        if not who.is_operator:
-            who.check("submit")
-        return self._reports.answer(what, fields, self.addresses, asker=who.uid, is_operator=who.is_operator)
-
-    def _drain(self, link: Connection, fields: Fields) -> dict[str, str]:
-        if not link.who.is_operator:
-            raise ProtocolError("only root, the distributor's own user, and keys with the right operate may drain agents")
-        link.token = link.token or self._secret()
-        if fields.text("token") != link.token or not link.confirm():
-            return {"token": link.token}
-        name = fields.text("agent")
-        if not any(agent.name == name for agent in self._scheduler.agents.values()):
-            raise ProtocolError(f"no agent named {name} is connected")
-        self._happened(e.DrainAsked(name))
-        return {"draining": name}
-
-    def _join(self, link: Connection, fields: Fields) -> dict[str, str]:
-        """Exchanges an invitation. What vouches for its sender is the handshake itself."""
-        invitation = link.who.grant
-        if invitation is None or self._keyring is None or not invitation.may("invite"):
-            raise ProtocolError("this is no invitation; dwrapctl invite makes one")
-        try:
-            joined = self._keyring.exchange(invitation, fields.text("key"))
-        except KeyLineError as error:
-            raise ProtocolError(f"cannot join: {error}") from error
-        except OSError as error:
-            log.error("an invitation could not be exchanged: %s", error)
-            raise ProtocolError("cannot join: the distributor cannot write its authorized_keys; tell its operator") from error
-        log.info("joined: %s", json.dumps(joined.line()))
-        return {"joined": joined.name}
 
     # ---- out ----
 

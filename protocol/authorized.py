@@ -14,25 +14,21 @@ Knows text and one file. Does not know connections, nor what a right opens.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import stat
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from dwrap.protocol.whole import LOCK_SECONDS, locked, replace_file
+
 FILE: Final = "authorized_keys"
 RIGHTS: Final = ("submit", "serve", "operate", "invite")
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 MAX_GROUPS: Final = 64
-LOCK_SECONDS: Final = 5.0
-_LOCK_STEP_SECONDS: Final = 0.01
 MAX_ID: Final = 2**32 - 2  # the last one stands for "as before" in the kernel's calls
 _KEY: Final = re.compile(r"[0-9a-f]{64}\Z")
 _NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@-]{0,63}\Z")
@@ -262,61 +258,3 @@ def edit(directory: Path, change: Callable[[str], str], patience: float = LOCK_S
     """
     with locked(directory, patience):
         replace_file(directory / FILE, change(read(directory).text))
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Writes a file anew, mode 0600, for whom its directory belongs to; whole or not at all. Raises OSError."""
-    owner = file.parent.stat()
-    fd, fresh = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with open(fd, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            if os.geteuid() == 0:
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-            os.fsync(fd)
-        os.replace(fresh, file)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def locked(directory: Path, patience: float) -> Iterator[None]:
-    """A lock of a file that nobody else can open: one on the directory, whoever may read that could hold."""
-    owner, deadline = directory.stat(), time.monotonic() + patience
-    fd = _open_lock(directory / ".lock", owner)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(0, f"another editor of {directory / FILE} does not end") from None
-                time.sleep(_LOCK_STEP_SECONDS)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _open_lock(file: Path, owner: os.stat_result) -> int:
-    """Made where there is none, for whom the directory belongs to; what is there already is taken as it is, and given to nobody."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(file, flags)
-    except FileNotFoundError:
-        pass
-    try:
-        fd = os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return os.open(file, flags)
-    if os.geteuid() == 0:
-        os.fchown(fd, owner.st_uid, owner.st_gid)
-    return fd

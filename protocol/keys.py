@@ -21,8 +21,9 @@ from typing import Final
 import zmq
 from zmq.utils import z85
 
-from dwrap.protocol.authorized import LOCK_SECONDS, MAX_ID, KeyLineError, check_key, locked, replace_file
+from dwrap.protocol.authorized import MAX_ID, KeyLineError, check_key
 from dwrap.protocol.endpoint import parse_endpoint
+from dwrap.protocol.whole import LOCK_SECONDS, locked, replace_file
 
 KINDS: Final = ("client", "agent", "server")
 KNOWN: Final = "known_distributors"

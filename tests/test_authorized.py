@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwrap.protocol import authorized
+from dwrap.protocol import authorized, whole
 from dwrap.protocol.authorized import Grant, KeyLineError
 
 K, L = "a1" * 32, "b2" * 32
@@ -186,7 +186,7 @@ def test_nobody_who_may_only_read_keeps_editors_waiting(tmp_path: Path) -> None:
 
 
 def test_an_editor_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    with authorized.locked(tmp_path, 1.0), pytest.raises(TimeoutError, match="another editor"):
+    with whole.locked(tmp_path, 1.0), pytest.raises(TimeoutError, match="another editor"):
         authorized.edit(tmp_path, lambda text: text, patience=0.05)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import wrapper_program
 import zmq
 from curve_peer import GREETING, Judge, Pair, admit, command, locked, write_keys
 from fake_distributor import FakeDistributor, Message, Script, offer_then, output, result
-from test_wrapper_peers import peer
+from test_wrapper_peers import byte_by_byte, peer
 from wrapper_program import Wrapper
 
 program = wrapper_program.program
@@ -109,21 +108,7 @@ def test_an_empty_environment_arrives(dwrap: Wrapper) -> None:
 def test_a_break_between_every_two_bytes_is_no_matter(dwrap: Wrapper, direction: str) -> None:
     with locked_distributor(offer_then(output(b"hi"), output(b"ho", stream="stderr"), result(stdout_bytes=2, stderr_bytes=2))) as d:
         port = int(d.address.rpartition(":")[2])
-
-        def relay(connection: socket.socket) -> None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with socket.create_connection(("127.0.0.1", port)) as upstream:
-                upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                pairs = {connection: upstream, upstream: connection}
-                while True:
-                    for source in select.select(list(pairs), [], [])[0]:
-                        slow = (source is connection) == (direction == "to")
-                        data = source.recv(1 if slow else 65536)
-                        if not data:
-                            return
-                        pairs[source].sendall(data)
-
-        with peer(relay) as address:
+        with peer(byte_by_byte(port, direction)) as address:
             done = dwrap.run(address, "cmd", env=FAIL | {"DWRAP_PATIENCE": "5"} | knows(dwrap, address))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"hi", b"ho")
 

@@ -62,25 +62,30 @@ def says(*pieces: bytes) -> Callable[[socket.socket], None]:
     return behave
 
 
+def byte_by_byte(port: int, direction: str) -> Callable[[socket.socket], None]:
+    """A way to that port of this machine on which one direction goes a byte at a time."""
+
+    def relay(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with socket.create_connection(("127.0.0.1", port)) as upstream:
+            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pairs = {connection: upstream, upstream: connection}
+            while True:
+                for source in select.select(list(pairs), [], [])[0]:
+                    slow = (source is connection) == (direction == "to")
+                    data = source.recv(1 if slow else 65536)
+                    if not data:
+                        return
+                    pairs[source].sendall(data)
+
+    return relay
+
+
 @pytest.mark.parametrize("direction", ["to", "from"])
 def test_handshake_with_a_break_between_every_two_bytes(dwrap: Wrapper, direction: str) -> None:
     with FakeDistributor(offer_then(output(b"hi"), result(stdout_bytes=2))) as d:
         port = int(d.address.rpartition(":")[2])
-
-        def relay(connection: socket.socket) -> None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with socket.create_connection(("127.0.0.1", port)) as upstream:
-                upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                pairs = {connection: upstream, upstream: connection}
-                while True:
-                    for source in select.select(list(pairs), [], [])[0]:
-                        slow = (source is connection) == (direction == "to")
-                        data = source.recv(1 if slow else 65536)
-                        if not data:
-                            return
-                        pairs[source].sendall(data)
-
-        with peer(relay) as address:
+        with peer(byte_by_byte(port, direction)) as address:
             done = dwrap.run(address, "cmd", env=FAIL | {"DWRAP_PATIENCE": "5"})
     assert (done.returncode, done.stdout, done.stderr) == (0, b"hi", b"")
 
