@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dwrap.protocol.probe import skew
 
 AGENT_SECONDS = 10.0
 END_SECONDS = 1.0
+SIGNAL_SECONDS = 0.1
 AT_ONCE = 8
 PREFIX = ".dwrap-doctor-"
 _KEEPS_HERE = ("DWRAP_LOCAL", "FORCE_INLINE", "FORCE_LOCAL", "DWRAP_JOB", "DWRAP_LABELS", "DWRAP_VERBOSE")
@@ -96,8 +97,11 @@ class Fleet:
         pool = ThreadPoolExecutor(AT_ONCE)
         try:
             desk = look_round(here)
-            for found in pool.map(lambda pair: list(self._try(here, desk, folder, *pair)), enumerate(agents)):
-                yield from found
+            tries = [pool.submit(lambda pair: list(self._try(here, desk, folder, *pair)), pair) for pair in enumerate(agents)]
+            for attempt in tries:
+                while not attempt.done():  # a signal that comes just before a wait without an end would not interrupt it (CPython)
+                    wait([attempt], timeout=SIGNAL_SECONDS)
+                yield from attempt.result()
         finally:
             self._cancel()
             pool.shutdown(cancel_futures=True)
@@ -143,8 +147,8 @@ class Fleet:
         except OSError as error:
             return Answer(125, "", f"dwrap: cannot run {program}: {error.strerror}", before, time.time())
         self._running.add(process)
-        if self._cancelled:
-            process.terminate()
+        if self._cancelled:  # after it was added: whichever of the two threads comes second sees what the other did, and ends it
+            _end(process)
         try:
             out, error_text = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
             return Answer(process.returncode, out, error_text, before, time.time())
