@@ -13,9 +13,9 @@ SODIUM_TRY := printf '\043include <sodium.h>\nint main(void) { return sodium_ini
 SODIUM = $(shell for how in $(STATIC:%='% -lsodium') -l:libsodium.a -lsodium; do \
   $(SODIUM_TRY) | $(CC) $(CFLAGS) $(LDFLAGS) -x c - -o /dev/null $$how 2>/dev/null && echo $$how && break; done)
 
-WRAPPER := $(wildcard wrapper/*.c coherence/*.c)
-RUNNER  := $(wildcard agent/*.c coherence/*.c)
-HEADERS := $(wildcard wrapper/*.h agent/*.h coherence/*.h protocol/*.h protocol/*.def)
+WRAPPER := $(wildcard wrapper/*.c coherence/*.c environment/*.c)
+RUNNER  := $(wildcard agent/*.c coherence/*.c environment/*.c)
+HEADERS := $(wildcard wrapper/*.h agent/*.h coherence/*.h environment/*.h environment/*.def protocol/*.h protocol/*.def)
 
 .PHONY: programs
 programs: build/bin/dwrap build/bin/dwrap-runner

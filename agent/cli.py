@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +21,14 @@ import psutil
 
 from dwrap.agent import environment, workplace
 from dwrap.agent.accounts import Accounts
+from dwrap.agent.events import Installed, Mounted
 from dwrap.agent.former import Former
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.registration import Registration
 from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.agent.session import Session
+from dwrap.agent.stock import Stock
 from dwrap.agent.survey import Survey
 from dwrap.protocol import keys
 from dwrap.protocol.dial import dial
@@ -92,7 +95,8 @@ def main(
         name = name or socket.gethostname()
         survey = Survey(checked_roots, views)
         known = _registration(name, slots, checked_roots, checked_labels, tree, allow_root)
-        known = replace(known, records=views != "never", mounted=survey.first(accept_flaws))
+        stock = Stock(program)
+        known = replace(known, records=views != "never", mounted=survey.first(accept_flaws), installed=stock.first())
         agent = f"{name} of {endpoint.address}"  # two farms on one machine may well call their agents the same
         with workplace.claim(work, agent) as folder:
             session = Session(replace(known, incarnation=workplace.incarnation(folder)))
@@ -103,7 +107,7 @@ def main(
             accounts = Accounts(os.geteuid(), allow_root)
             with _systemd():
                 ready = partial(_say_ready, name, slots)
-                link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news)
+                link = Link(how, session, runners, former, accounts, load, ready, survey=partial(_news, survey, stock))
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 if how.is_unprotected:
                     log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
@@ -118,7 +122,7 @@ def main(
 def _registration(name: str, slots: int, roots: tuple[str, ...], labels: tuple[str, ...], tree: str, allow_root: bool) -> Registration:
     uid = os.geteuid()
     extra: list[tuple[str, Value]] = [("label", label) for label in labels]
-    extra += [("identity", environment.identity_line()), ("host", socket.gethostname()), ("cpus", environment.processors())]
+    extra += [("host", socket.gethostname()), ("cpus", environment.processors())]
     extra += [("memory_bytes", int(psutil.virtual_memory().total)), ("tree", tree)]
     if allow_root:
         extra.append(("allow_root", 1))
@@ -130,6 +134,10 @@ def _default_roots(endpoint: Endpoint) -> tuple[str, ...]:
     if endpoint.is_local:
         return ("/",)
     raise ValueError("no --root is given, and the distributor is on another machine; name each tree that is shared at the same path")
+
+
+def _news(survey: Survey, stock: Stock) -> Mounted | Installed | None:
+    return survey.news() or stock.news(time.monotonic())
 
 
 def _say_ready(name: str, slots: int) -> None:

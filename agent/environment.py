@@ -1,4 +1,4 @@
-"""What this agent is: processors, memory, the line that names its image, its roots and labels.
+"""What this agent is: processors, how many processes it may have, its roots and labels.
 
 Knows this machine; does not know the protocol or jobs. Everything here is asked once, at the start.
 """
@@ -6,11 +6,9 @@ Knows this machine; does not know the protocol or jobs. Everything here is asked
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 from typing import Final
 
-_OS_RELEASE: Final = ("/etc/os-release", "/usr/lib/os-release")
 _CPU_QUOTA: Final = "/sys/fs/cgroup/cpu.max"
 MOST_PROCESSES: Final = 8192
 _PROCESS_LIMITS: Final = (
@@ -19,23 +17,6 @@ _PROCESS_LIMITS: Final = (
     "/sys/fs/cgroup/pids.max",  # of a container; also in the older layout
     "/sys/fs/cgroup/pids/pids.max",
 )
-
-
-def identity_line(os_release: str | None = None) -> str:
-    """A line that is equal on equal images: architecture, distribution and its version, C library and its version."""
-    facts = dict(line.split("=", 1) for line in (_os_release() if os_release is None else os_release).splitlines() if "=" in line)
-    system = "/".join(facts[key].strip("\"'") for key in ("ID", "VERSION_ID") if key in facts) or "unknown"
-    library = "/".join(part for part in platform.libc_ver() if part) or "unknown"
-    return f"{platform.machine()} {system} {library}"
-
-
-def _os_release() -> str:
-    for path in _OS_RELEASE:
-        try:
-            return Path(path).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-    return ""
 
 
 def processors() -> int:

@@ -90,6 +90,15 @@ class Mounted:
 
 
 @dataclass(frozen=True, slots=True)
+class Installed:
+    """What is installed here has changed: REGISTER's `identity`, `cpu` and `packages`."""
+
+    environment: str
+    cpu: str
+    packages: str
+
+
+@dataclass(frozen=True, slots=True)
 class News:
     """What has come to light of incarnations before this one: those whose last process is gone (in no News before), and of each
     attempt of theirs whose RESULT waits: whose it was (uid), RESULT's fields from the runner, its entries. `leftover` process trees live.
@@ -110,7 +119,7 @@ class StopAsked:
     """The operator wants the agent to end now, and its jobs with it."""
 
 
-Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | Mounted | News | DrainAsked | StopAsked
+Event = Connected | Disconnected | Received | RunnerSaid | RunnerEnded | Tick | Mounted | Installed | News | DrainAsked | StopAsked
 
 # ---- actions
 

@@ -46,7 +46,7 @@ def boot_clock() -> float:
 
 class Link:
     """Carries a session. `on_ready` is called once the distributor took us in;
-    `survey` is asked each second for what is mounted now, and answers when that has changed.
+    `survey` is asked each second for what is mounted or installed now, and answers when that has changed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Link:
         load: Load,
         on_ready: Callable[[], None],
         clock: Callable[[], float] = boot_clock,
-        survey: Callable[[], e.Mounted | None] = lambda: None,
+        survey: Callable[[], e.Mounted | e.Installed | None] = lambda: None,
     ) -> None:
         self._dial = dial
         self._session = session
@@ -198,9 +198,9 @@ class Link:
             self._dealer.connect(self._dial.address)
         self._feed(e.Tick(self._load.sample(now)))
         self._look_back()
-        mounted = self._survey()
-        if mounted is not None:
-            self._feed(mounted)
+        changed = self._survey()
+        if changed is not None:
+            self._feed(changed)
 
     def _look_back(self) -> None:
         try:

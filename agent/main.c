@@ -16,6 +16,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "environment/environment.h"
+
 _Noreturn static void send_last(struct run *run, struct packet head, const char *payload, size_t size)
 {
     send_stashed(&run->control);
@@ -218,6 +220,10 @@ int main(int argc, char **argv)
     static struct run run = {.control = {.fd = CONTROL_FD}, .trace = {.listener = -1}, .report_fd = -1, .lease_timer = -1, .scratch = ""};
     if (argc == 2 && strcmp(argv[1], "--probe-tree") == 0)
         return tree_probe();
+    if (argc >= 2 && argc <= 4 && strcmp(argv[1], "--environment") == 0) {
+        environment_print(argc > 2 ? argv[2] : "", argc > 3 ? argv[3] : NULL);
+        return 0;
+    }
     ignore_signals();
     setsid();
     syscall(SYS_close_range, SPEC_FD, SPEC_FD, 0); /* whatever the agent's own parents left open */

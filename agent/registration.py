@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dwrap.agent.attempt import Attempt
-from dwrap.agent.events import Mounted, News, Send
+from dwrap.agent.events import Installed, Mounted, News, Send
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Value
 
 MAX_FORMER: Final = 64  # handed down from one incarnation to the next
 MAX_TOLD: Final = 4 * MAX_FORMER
 _ALL_LOCAL: Final = Mounted(views=False)
+_UNKNOWN: Final = Installed("", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Registration:
     extra: tuple[tuple[str, Value], ...] = ()
     records: bool = True  # whether runners record what commands write, where the distributor asks for it
     mounted: Mounted = _ALL_LOCAL
+    installed: Installed = _UNKNOWN
     incarnation: str = ""  # what this process is called among those that use the same work directory
 
 
@@ -54,6 +56,8 @@ def register(known: Registration, ancestry: Ancestry, running: Iterable[Attempt]
     pairs: list[tuple[str, Value]] = [("version", messages.VERSION), ("name", known.name), ("slots", known.slots)]
     pairs += [("root", root) for root in known.roots]
     pairs += [("serves", known.serves), *known.extra, *([("views", 1)] if known.mounted.views else [])]
+    told = known.installed
+    pairs += [("identity", told.environment), ("cpu", told.cpu), ("packages", told.packages)]
     pairs += [*(("mount", mount) for mount in known.mounted.mounts), *(("flaw", flaw) for flaw in known.mounted.flaws)]
     pairs += [("incarnation", known.incarnation)] if known.incarnation else []
     pairs += [*(("former", former) for former in ancestry.former), ("leftover", ancestry.leftover)]

@@ -24,6 +24,7 @@ from dwrap.agent.events import (
     DrainAsked,
     Event,
     Forget,
+    Installed,
     Key,
     Kind,
     Lease,
@@ -117,6 +118,9 @@ class Session:
                 return self._runner_ended(event.key, now)
             case Mounted():
                 self.registration = replace(self.registration, mounted=event)
+                return self._register_again(now)
+            case Installed():
+                self.registration = replace(self.registration, installed=event)
                 return self._register_again(now)
             case News():
                 return self._news(event, now)

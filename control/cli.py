@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dwrap.control import address, client, doctor, doctor_fleet, letting_in, records, show, up
+from dwrap.control import address, alike, client, doctor, doctor_fleet, letting_in, records, show, up
 from dwrap.control.errors import ControlError
 from dwrap.control.farm import Farm, Plan, processors
 from dwrap.control.findings import Surroundings
@@ -219,9 +220,10 @@ def slots(context: click.Context) -> None:
     `ninja -j$(dwrapctl slots)`. When no distributor answers: the number of processors here (status 0, a note on stderr).
     """
     try:
-        number = sum(
-            int(agent.get("slots", 0)) for agent in _listed(_ask(context, "agents"), "agents") if doctor.serves(agent, os.getuid())
-        )
+        answer = _ask(context, "status")
+        mine = alike.Own() if isinstance(answer, Mapping) and answer.get("environment") == "warn" else alike.own(Surroundings())
+        taking = [agent for agent in _listed(answer, "agents") if doctor.serves(agent, os.getuid()) and mine.is_like(agent)]
+        number = sum(int(agent.get("slots", 0)) for agent in taking)
     except ControlError as error:
         _complain(error, 0)
         number = 0
@@ -248,7 +250,7 @@ def doctor_command(context: click.Context) -> None:
     """
     with up.endings_raised():
         fleet = doctor_fleet.Fleet(context.obj)
-        findings = doctor.examine(Surroundings(), lambda what: _ask(context, what), context.obj, fleet.examine)
+        findings = doctor.examine(Surroundings(), partial(_ask, context), context.obj, fleet.examine)
     for finding in findings:
         click.echo(show.safe(finding))
     context.exit(1 if any(finding.level == "fail" for finding in findings) else 0)

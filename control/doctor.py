@@ -13,9 +13,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dwrap.control import address, doctor_tree
+from dwrap.control import address, alike, doctor_tree
 from dwrap.control.errors import ControlError
 from dwrap.control.farm import processors
 from dwrap.control.findings import Finding, Surroundings
@@ -29,7 +29,14 @@ _SHARED_PLACE = "/tmp"  # noqa: S108 # nosec B108 # where wrappers look, and wha
 
 
 Agents = Sequence[Mapping[str, Any]]
-Question = Callable[[str], Any]
+
+
+class Question(Protocol):
+    """Asks the distributor. Raises ControlError."""
+
+    def __call__(self, what: str, fields: Sequence[tuple[str, str]] = ()) -> Any: ...
+
+
 Fleet = Callable[[Surroundings, Agents], Iterator[Finding]]
 
 
@@ -169,7 +176,10 @@ def farm(here: Surroundings, ask: Question, fleet: Fleet) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "version", here.version)
-    yield from agents(here, [agent for agent in status.get("agents", []) if isinstance(agent, dict)], fleet)
+    known = [agent for agent in status.get("agents", []) if isinstance(agent, dict)]
+    strict = status.get("environment") != "warn"
+    yield from alike.examine(alike.own(here), known, strict, lambda name: ask("environment", [("agent", name)]))
+    yield from agents(here, known, fleet)
 
 
 def agents(here: Surroundings, known: Agents, fleet: Fleet) -> Iterator[Finding]:

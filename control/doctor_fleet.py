@@ -137,7 +137,7 @@ class Fleet:
         host = ["-H", self._host] if self._host else []
         environment = {key: value for key, value in here.environment.items() if key not in _KEEPS_HERE}
         environment |= {"DWRAP_LABELS": f"agent={agent}", "DWRAP_FALLBACK": "fail", "DWRAP_REMOTE": "1", "DWRAP_PATIENCE": "5",
-                        "DWRAP_BUILD": "dwrapctl doctor"}  # fmt: skip
+                        "DWRAP_ENVIRONMENT": "any", "DWRAP_BUILD": "dwrapctl doctor"}  # fmt: skip
         program = shutil.which("dwrap", path=here.environment.get("PATH", os.defpath)) or "dwrap"
         try:
             process = subprocess.Popen(  # noqa: S603 # nosec B603 # our own wrapper

@@ -69,8 +69,20 @@ def agents_table(agents: Iterable[Mapping[str, Any]]) -> str:
     ]
     flaws = [f"{safe(agent.get('name'))}: {safe(flaw)}" for agent in known for flaw in (*_troubles(agent), *(agent.get("flaws") or ()))]
     return "\n".join(
-        [table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN CPUS", "FREE GB", "STATE", "ROOTS", "SHARED", "LABELS"), rows), *flaws]
+        [
+            table(("AGENT", "HOST", "SLOTS", "DONE", "FOREIGN CPUS", "FREE GB", "STATE", "ROOTS", "SHARED", "LABELS"), rows),
+            *_environments(known),
+            *flaws,
+        ]
     )
+
+
+def _environments(agents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Which agents have which environment, where there is more than one: no job goes from one to another."""
+    alike: dict[str, list[str]] = {}
+    for agent in agents:
+        alike.setdefault(str(agent.get("identity") or "unknown"), []).append(str(agent.get("name")))
+    return [f"environment {safe(line)}: {safe(' '.join(names))}" for line, names in sorted(alike.items())] if len(alike) > 1 else []
 
 
 def _troubles(agent: Mapping[str, Any]) -> Iterable[str]:

@@ -46,7 +46,7 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
     except (OSError, ValueError) as error:
         die(f"cannot read {file}: {error}; correct it, or leave --config out")
     known = {"listen": "endpoints", "http": "http_address", "http-host": "http_hosts", "state": "state", "insecure": "insecure",
-             "insecure-http": "insecure_http", "keys": "keys_folder"}  # fmt: skip
+             "insecure-http": "insecure_http", "keys": "keys_folder", "environment": "environment"}  # fmt: skip
     if unknown := sorted(settings.keys() - known.keys()):
         die(f"{file} has unknown settings: {', '.join(unknown)}; known are {', '.join(known)}")
     context.default_map = {known[name]: value for name, value in settings.items()}
@@ -77,12 +77,16 @@ def _read_config(context: click.Context, _: click.Parameter, file: Path | None) 
     help="Listen beyond this machine for those whose keys are in DIR/authorized_keys (see dwrapctl key, invite). "
     "Its own key is made there if there is none.",
 )  # fmt: skip
+@click.option(
+    "--environment", type=click.Choice(["strict", "warn"]), default="strict", show_default=True,
+    help="Whether jobs may go to agents with other compilers or packages when there is none with the same; warn: they may, and are marked.",
+)  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys: anyone who reaches the port may run commands.")
 @click.option("--insecure-http", is_flag=True, help="Serve --http beyond this machine: anyone who reaches it sees agents, load and totals.")
 @click.version_option(version(), prog_name="dwrap-distributor")
 def main(
     endpoints: tuple[str, ...], http_address: str, http_hosts: tuple[str, ...], state: Path | None, keys_folder: Path | None,
-    insecure: bool, insecure_http: bool,
+    environment: str, insecure: bool, insecure_http: bool,
 ) -> None:  # fmt: skip
     """Takes jobs from `dwrap`, and hands them to agents."""
     log_to_stderr()
@@ -99,7 +103,8 @@ def main(
     try:
         epoch = next_epoch(state, time.time_ns())
         ledger = Ledger(state, epoch, now, boot_id()) if state else None
-        scheduler = Scheduler(_secret, past=ledger.past if ledger else Past(now, frozenset({epoch}), now + SILENCE_SECONDS))
+        past = ledger.past if ledger else Past(now, frozenset({epoch}), now + SILENCE_SECONDS)
+        scheduler = Scheduler(_secret, past=past, strict=environment == "strict")
         reports = Reports(scheduler, epoch)
         broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger, keyring, most_connections)
         url, stop_http = _serve_http(http_at, http_hosts, broker, reports)

@@ -56,7 +56,8 @@ class JobSpec:
     labels: tuple[str, ...] = ()
     priority: int = 0
     remote: bool = False
-    identity: str = ""
+    identity: str = ""  #: the environment that it comes from; empty: any will do
+    cpu: str = ""  #: the processor that it has to run on; empty: any will do
     agent: str = ""  #: the one agent that it asks for, by the label that every agent has
     views: bool = False  #: it is submitted in a directory of which other hosts have a view of their own
     groups: tuple[int, ...] = ()  #: that its submitter's key gives; not what it claims
@@ -71,7 +72,9 @@ class AgentSpec:
     roots: tuple[str, ...]
     serves: int = ANY_UID  #: the one uid it can run jobs as, or ANY_UID
     labels: frozenset[str] = frozenset()
-    identity: str = ""
+    identity: str = ""  #: its environment
+    cpu: str = ""
+    packages: str = ""  #: what counts in it, a line each; for people
     allow_root: bool = False
     host: str = ""
     cpus: int = 0

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
 from dwrap.distributor.job import MOVES, Job
 from dwrap.distributor.past import Epitaph, Past
 from dwrap.distributor.placement import Agent, Placement
+from dwrap.distributor.policy import Verdict
 from dwrap.distributor.roster import Roster
 from dwrap.distributor.timers import Timers
 from dwrap.distributor.views import Views
-from dwrap.distributor.waiting import WaitingRoom
+from dwrap.distributor.waiting import WaitingRoom, is_other
+from dwrap.protocol.likeness import difference
 
 OFFER_SECONDS: Final = 2.0
 MAX_PATIENCE_SECONDS: Final = 32.0
@@ -31,23 +33,33 @@ MAX_LOSSES: Final = 5
 MAX_JOBS: Final = 100_000
 MAX_JOBS_OF_ONE: Final = 50_000
 _WEIGHT_BYTES: Final = 16_384  # of paths and labels: as much as another job
+_MAX_WISHES: Final = 1_024
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
+
+
+_Wish: TypeAlias = tuple[object, ...]
+
+
+def _wish(job: Job) -> _Wish:
+    """What makes agents fit for a job. Where it lies is left out: that is no matter of time."""
+    return job.uid, job.spec.labels, job.spec.agent, job.spec.identity, job.spec.cpu
 
 
 class Jobs:
     """The table of jobs. `by_id` has every live one."""
 
-    def __init__(self, secret: Callable[[], str], expect: Callable[[e.JobSpec], float], past: Past) -> None:
+    def __init__(self, secret: Callable[[], str], expect: Callable[[e.JobSpec], float], past: Past, strict: bool = True) -> None:
         self.by_id: dict[str, Job] = {}
         self.roster = Roster()
         self.views = Views(self.roster)
         self.past = past
         self.placement = Placement()
-        self.room = WaitingRoom(self.placement)
+        self.room = WaitingRoom(self.placement, strict)
         self.timers = Timers()
         self.now = past.began
         self.actions: list[e.Action] = []
         self.unacknowledged: dict[str, Job] = {}
+        self._in_vain: dict[_Wish, float] = {}  # since when no agent may take such jobs
         self._of_peer: dict[Peer, set[str]] = {}
         self._held_by: Counter[int | None] = Counter()
         self.secret = secret
@@ -131,6 +143,8 @@ class Jobs:
         verdict = self.room.judge(job.spec, job.uid)
         if verdict.pools:
             job.homeless_since = None
+            if self._in_vain:
+                self._in_vain.pop(_wish(job), None)
         if verdict.pools and job.is_choosy:
             self.room.choosy[job.id] = job
         elif verdict.pools:
@@ -138,13 +152,23 @@ class Jobs:
         elif verdict.verb == "HERE":
             self.answer(job, verdict.verb, verdict.reason)
         else:
-            self.room.make_homeless(job)
-            if job.homeless_since is None:
-                job.homeless_since = self.now
-                self.timers.at(self.now + NO_AGENT_SECONDS, self._homeless_due, job, self.now)
+            self._wait_for_an_agent(job, verdict)
+
+    def _wait_for_an_agent(self, job: Job, verdict: Verdict) -> None:
+        """There may be one soon. But if there was none for others of its kind for so long already, a build need not wait for each job."""
+        if len(self._in_vain) >= _MAX_WISHES:
+            self._in_vain.clear()
+        since = self._in_vain.setdefault(_wish(job), self.now)
+        if self.now - since >= NO_AGENT_SECONDS:
+            return self.answer(job, verdict.verb, f"{verdict.reason} (for {self.now - since:.0f} s)")
+        self.room.make_homeless(job)
+        if job.homeless_since is None:
+            job.homeless_since = self.now
+            self.timers.at(since + NO_AGENT_SECONDS, self._homeless_due, job, self.now)
 
     def _readmit_all(self) -> None:
         """Every waiting job is judged anew."""
+        self._in_vain.clear()
         for job in self.room.unsettled():
             self.admit(job)
         self.room.forget_empty()
@@ -200,7 +224,7 @@ class Jobs:
     def _homeless_due(self, job: Job, since: float) -> None:
         if job.homeless_since == since and self.room.homeless.get(job.id) is job:
             verdict = self.room.judge(job.spec, job.uid)
-            self.answer(job, verdict.verb, f"{verdict.reason} (waited {NO_AGENT_SECONDS:.0f} s)")
+            self.answer(job, verdict.verb, f"{verdict.reason} (waited {self.now - since:.0f} s)")
 
     def assign(self, job: Job, payload: tuple[bytes, ...]) -> None:
         """GO has come in time: the agent that holds a slot for the job gets it."""
@@ -215,6 +239,8 @@ class Jobs:
         facts.update(agent=agent.name, incarnation=agent.spec.incarnation, uid=uid)
         if job.uid is None:
             facts["anyones"] = True
+        if is_other(job.spec, agent):
+            facts["environment"] = difference(agent.spec.identity, job.spec.identity)
         if job.made:
             facts["made"] = json.dumps(job.undo)
         self.move(job, JobState.ASSIGNED, "assigned", facts)

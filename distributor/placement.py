@@ -169,6 +169,11 @@ class Placement:
         """The pools that have a serving agent."""
         return self._groups.keys()
 
+    def example(self, pool: Pool) -> str:
+        """The name of one of its agents, for people."""
+        group = self._groups.get(pool)
+        return f"agent {min(agent.name for agent in group.agents)}" if group else "an agent"
+
     def pools_of(self, name: str) -> Collection[Pool]:
         """The pool that the serving agent of this name is in, if there is one."""
         agent = self._named.get(name)

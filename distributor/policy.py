@@ -1,4 +1,4 @@
-"""May this job run on agents like these, and if not, why: uid, labels, identity, then the root rules.
+"""May this job run on agents like these, and if not, why: uid, labels, the root rules, then environment and processor.
 
 Knows the rule table and the two descriptions. Does not know load, slots, or how many agents there are: it is asked once
 for each *pool* of agents that are alike. Paths are compared by component and without looking at any file system.
@@ -7,12 +7,13 @@ for each *pool* of agents that are alike. Paths are compared by component and wi
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from dwrap.distributor.events import ANY_UID, AgentSpec, JobSpec
+from dwrap.protocol import likeness
 from dwrap.protocol.rules import image_prefixes
 
 AGENT_LABEL: Final = "agent="  # every agent has it, with its own name; none may claim it
@@ -26,12 +27,13 @@ class Pool(NamedTuple):
     serves: int
     identity: str
     allow_root: bool
+    cpu: str = ""
 
 
 def pool_of(spec: AgentSpec) -> Pool:
     """The pool that an agent belongs to."""
     roots = tuple(sorted({posixpath.normpath(root) for root in spec.roots}))
-    return Pool(spec.labels, roots, spec.serves, spec.identity, spec.allow_root)
+    return Pool(spec.labels, roots, spec.serves, spec.identity, spec.allow_root, spec.cpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,18 @@ class Verdict:
     reason: str = ""
 
 
-def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool]) -> Verdict:
-    """Which of these pools may take the job. For one that asks for an agent by name they are that agent's."""
+def _unnamed(_: Pool) -> str:
+    return "an agent"
+
+
+def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool], name: Callable[[Pool], str] = _unnamed, strict: bool = True) -> Verdict:
+    """Which of these pools may take the job. For one that asks for an agent by name they are that agent's.
+
+    `name` gives an agent of a pool, for the reason. Unless it is `strict`, another environment will do where there is no equal one;
+    another processor never will for a job that asks for one.
+    """
     able: list[Pool] = []
+    others: list[Pool] = []
     elsewhere = unlike = unserved = ""
     for pool in pools:
         if unserved_here := why_not_served(uid, pool):
@@ -57,12 +68,18 @@ def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool]) -> Verdict:
             unlike = unlike_here
         elif outside := why_here(spec, pool):
             elsewhere = outside
+        elif spec.cpu and spec.cpu != pool.cpu:
+            unlike = f"no agent has your processor, on which its result depends: {name(pool)} has {pool.cpu or 'an unknown one'}"
+        elif spec.identity and spec.identity != pool.identity:
+            others.append(pool)
         else:
             able.append(pool)
-    if able:
-        return Verdict(tuple(able))
+    if able or (others and not strict):
+        return Verdict(tuple(able or others))
     if elsewhere:
         return Verdict((), "HERE", elsewhere)
+    if others:
+        return Verdict((), "UNAVAILABLE", why_other(spec, others, name))
     if unlike:
         return Verdict((), "REFUSED" if spec.labels or spec.agent else "UNAVAILABLE", unlike)
     if spec.agent and not unserved:
@@ -89,9 +106,13 @@ def why_unlike(spec: JobSpec, pool: Pool) -> str:
     missing = [label for label in spec.labels if label not in pool.labels]
     if missing:
         return f"no agent has the label {missing[0]}"
-    if spec.identity and spec.identity != pool.identity:
-        return f"no agent has the environment {spec.identity}; the nearest is {pool.identity or 'unnamed'}"
     return ""
+
+
+def why_other(spec: JobSpec, pools: Sequence[Pool], name: Callable[[Pool], str]) -> str:
+    """How the environment of these agents is not the job's."""
+    nearest = max(pools, key=lambda pool: likeness.nearness(pool.identity, spec.identity))
+    return f"no agent has your environment: {name(nearest)} {likeness.difference(nearest.identity, spec.identity)}"
 
 
 def why_here(spec: JobSpec, pool: Pool) -> str:

@@ -144,6 +144,7 @@ class History:
             "escaped_path": "",
             "revalidate_ms": None,
             "groups_dropped": "",
+            "environment": "",
         }
         self._jobs[record.job] = entry
         self._jobs.move_to_end(record.job)
@@ -188,6 +189,8 @@ def explain(entry: Entry) -> list[str]:
     if entry["groups_dropped"]:
         groups = entry["groups_dropped"].replace(",", " ")
         lines.append(f"groups {groups} were dropped: neither the agent's database nor the key gives them")
+    if entry["environment"]:
+        lines.append(f"its environment is another: {agent} {entry['environment']}")
     if entry["losses"]:
         lines.append(f"{entry['losses']} attempts before the last were lost and it ran again; why: {entry['lost_why']}")
     if entry["beyond"]:

@@ -64,7 +64,9 @@ class Reports:
             if isinstance(found, str):
                 return {"record": None, "lines": [found]}
             return {"record": found, "lines": explain(found)}
-        raise ProtocolError("field what is not one of status, agents, jobs, why, drain")
+        if what == "environment":
+            return self._environment(fields.text("agent"))
+        raise ProtocolError("field what is not one of status, agents, jobs, why, environment, drain, join")
 
     def status(self, addresses: Sequence[str]) -> dict[str, Any]:
         """The whole state in numbers."""
@@ -75,6 +77,7 @@ class Reports:
             "epoch": self.epoch,
             "uptime_seconds": round(time.monotonic() - self._started_at, 1),
             "addresses": list(addresses),
+            "environment": "strict" if self._scheduler.is_strict else "warn",
             "agents": self._agents(),
             "slots": int(gauges["slots"]),
             "queued": int(gauges["queued_jobs"]),
@@ -91,6 +94,12 @@ class Reports:
 
     def _agents(self) -> list[dict[str, Any]]:
         return [_shown(agent) for agent in sorted(self._scheduler.agents.values(), key=lambda agent: agent.name)]
+
+    def _environment(self, name: str) -> dict[str, Any]:
+        spec = next((agent.spec for agent in self._scheduler.agents.values() if agent.name == name), None)
+        if spec is None:
+            return {"error": f"no agent is named {name}"}
+        return {"agent": name, "identity": spec.identity, "cpu": spec.cpu, "packages": spec.packages.splitlines()}
 
     def _gauges(self) -> dict[str, float]:
         agents = [agent for agent in self._scheduler.agents.values() if agent.is_serving]
@@ -132,6 +141,7 @@ def _shown(agent: Agent) -> dict[str, Any]:
         "labels": sorted(spec.labels),
         "roots": list(spec.roots),
         "identity": spec.identity,
+        "cpu": spec.cpu,
         "tree": spec.tree,
         "views": spec.views,
         "mounts": list(spec.mounts),

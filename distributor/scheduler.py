@@ -33,10 +33,15 @@ class Scheduler:
     """The core. All state of jobs and agents is in here, and nowhere else."""
 
     def __init__(
-        self, secret: Callable[[], str], expect: Callable[[e.JobSpec], float] = expect_nothing, past: Past | None = None
+        self,
+        secret: Callable[[], str],
+        expect: Callable[[e.JobSpec], float] = expect_nothing,
+        past: Past | None = None,
+        strict: bool = True,
     ) -> None:
-        """`past`: what is known of epochs before this one."""
-        self._jobs = Jobs(secret, expect, past or Past())
+        """`past`: what is known of epochs before this one. `strict`: no job goes to an agent of another environment."""
+        self._jobs = Jobs(secret, expect, past or Past(), strict)
+        self.is_strict = strict
         self.jobs = self._jobs.by_id
         self.agents = self._jobs.roster.by_peer
         self.views = self._jobs.views

@@ -14,18 +14,25 @@ from dwrap.distributor.job import Job
 from dwrap.distributor.placement import Agent, Placement
 from dwrap.distributor.policy import Pool, Verdict, judge
 from dwrap.distributor.queue import FairQueue, Shares
+from dwrap.protocol.likeness import difference
 
 _MAX_IDLE_QUEUES = 32
+
+
+def is_other(spec: JobSpec, agent: Agent) -> bool:
+    """Whether the agent's environment is not the one that the job comes from."""
+    return bool(spec.identity) and spec.identity != agent.spec.identity
 
 
 class WaitingRoom:
     """All jobs that wait."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, strict: bool) -> None:
         self.homeless: dict[str, Job] = {}
         self.choosy: dict[str, Job] = {}
         self._awaiting: dict[str, Job] = {}  # the homeless that ask for one agent
         self._placement = placement
+        self._strict = strict
         self._serials = itertools.count(1)
         self._shares = Shares()
         self._queues: dict[tuple[Pool, ...], FairQueue[Job]] = {}
@@ -40,7 +47,8 @@ class WaitingRoom:
 
     def judge(self, spec: JobSpec, uid: int | None) -> Verdict:
         """Which pools may take such a job now."""
-        return judge(spec, uid, self._placement.pools_of(spec.agent) if spec.agent else self._placement.pools)
+        pools = self._placement.pools_of(spec.agent) if spec.agent else self._placement.pools
+        return judge(spec, uid, pools, self._placement.example, self._strict)
 
     def make_homeless(self, job: Job) -> None:
         """No agent may take a job that stands aside."""
@@ -91,7 +99,8 @@ class WaitingRoom:
             return "here" if verdict.verb == "HERE" else "nowhere", "", verdict.reason
         if agent is None:
             return "queue", "", f"all slots of the {able} agents that may take it are in use; {len(self)} jobs wait"
-        return "agent", agent.name, f"the least loaded of {able} agents that may take it"
+        differs = f", though it {difference(agent.spec.identity, spec.identity)}" if is_other(spec, agent) else ""
+        return "agent", agent.name, f"the least loaded of {able} agents that may take it{differs}"
 
     def take_next(self) -> tuple[Job, Agent] | None:
         """The job whose turn it is and the least loaded agent that may take it, or None. The job stands aside then."""

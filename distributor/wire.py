@@ -5,6 +5,7 @@ Pure. Knows which fields each verb has. Does not know connections (a caller says
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ MAX_PATHS: Final = 1_024  # with what is to be removed they have to fit into ASS
 MAX_PATHS_BYTES: Final = 96 * 1024
 MAX_PATH_BYTES: Final = 4_095
 MAX_TEXT: Final = 256
+MAX_PACKAGES: Final = 64 * 1024
 MAX_LINES: Final = 64  # of one kind in REGISTER
 _NUMBERS: Final = (
     "stdin_taken",
@@ -73,6 +75,7 @@ def job_spec(fields: Fields, groups: tuple[int, ...] = ()) -> e.JobSpec:
         priority=priority,
         remote=fields.flag("remote"),
         identity=fields.text("identity")[:MAX_TEXT],
+        cpu=fields.text("cpu")[:MAX_TEXT],
         agent=agent,
         views=fields.flag("views"),
         groups=groups,
@@ -132,6 +135,8 @@ def register(peer: Peer, uid: int | None, fields: Fields, owner: str = "") -> e.
         serves=e.ANY_UID if serves == b"any" else fields.number("serves"),
         labels=labels,
         identity=fields.text("identity")[:MAX_TEXT],
+        cpu=fields.text("cpu")[:MAX_TEXT],
+        packages=sys.intern(fields.text("packages")[:MAX_PACKAGES]),  # equal for most agents: kept once
         allow_root=fields.flag("allow_root"),
         host=fields.text("host")[:MAX_TEXT],
         cpus=fields.number("cpus", 0),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _RULE = re.compile(r'^RULE\((?P<kind>[A-Z_]+), "(?P<pattern>[^"\\]*)", "(?P<why>[^"\\]*)"\)$')
-KINDS = frozenset({"NAMED", "ONLY", "NO_INPUT", "IMAGE", "STAYS"})
+KINDS = frozenset({"NAMED", "ONLY", "NO_INPUT", "NATIVE", "IMAGE", "STAYS"})
 
 
 class Rule(NamedTuple):

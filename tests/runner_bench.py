@@ -263,7 +263,7 @@ def sanitized() -> Path | None:
     folder = Path(tempfile.mkdtemp(prefix="dwrap-sanitized-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
-    sources = sorted(str(path.relative_to(ROOT)) for room in ("agent", "coherence") for path in (ROOT / room).glob("*.c"))
+    sources = sorted(str(path.relative_to(ROOT)) for room in ("agent", "coherence", "environment") for path in (ROOT / room).glob("*.c"))
     (folder / "empty.c").write_text("int main(void) { return 0; }")
     if subprocess.run(["cc", *SANITIZE, folder / "empty.c", "-o", folder / "empty"], capture_output=True, check=False).returncode:
         return None

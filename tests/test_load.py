@@ -45,13 +45,6 @@ def test_pressure_is_a_share_or_nothing() -> None:
     assert pressure("no-such-resource") is None
 
 
-def test_identity_line() -> None:
-    line = environment.identity_line('ID=debian\nVERSION_ID="12"\nNAME="x y"\n')
-    assert f"{os.uname().machine} debian/12 " in line
-    assert "\n" not in environment.identity_line()
-    assert "unknown" in environment.identity_line("")
-
-
 def test_roots_and_labels_are_checked(tmp_path: Path) -> None:
     assert environment.check_root(f"{tmp_path}/../{tmp_path.name}/") == str(tmp_path)
     for wrong in ("relative", str(tmp_path / "missing")):

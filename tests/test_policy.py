@@ -39,7 +39,14 @@ BIG = frozenset({"big=1"})
         (job(labels=("big=1",)), 1000, [pool()], "REFUSED", "big=1"),
         (job(labels=("big=1",)), 1000, [pool(), pool(labels=BIG)], "", ""),
         (job(labels=("big=1",)), 1000, [pool(labels=BIG, serves=7)], "UNAVAILABLE", "uid 1000"),
-        (job(identity="debian 12"), 1000, [pool(identity="debian 13")], "UNAVAILABLE", "debian 13"),
+        (job(identity="x86 d/12 #1"), 1000, [pool(identity="x86 d/13 #1")], "UNAVAILABLE", "an agent runs d 13, you run d 12"),
+        (job(identity="x86 d/12 #1"), 1000, [pool()], "UNAVAILABLE", "does not say"),
+        (job(identity="x86 d/12 #1", cwd="/tmp"), 1000, [pool(identity="x86 d/13 #1")], "HERE", "/tmp"),
+        (job(identity="x86 d/12 #1"), 1000, [pool(identity="x86 d/13 #1"), pool(roots=("/x",), identity="x86 d/12 #1")], "HERE", "/srv/a"),
+        (job(), 1000, [pool(identity="x86 d/13 #1")], "", ""),
+        (job(cpu="Toy #1"), 1000, [pool(cpu="Toy #2")], "UNAVAILABLE", "has Toy #2"),
+        (job(cpu="Toy #1"), 1000, [pool(cpu="Toy #2"), pool(cpu="Toy #1")], "", ""),
+        (job(), 1000, [pool(cpu="Toy #2")], "", ""),
         (job(identity="debian 12"), 1000, [pool(identity="debian 12")], "", ""),
         (job(cwd="/tmp/x"), 1000, [pool()], "HERE", "/tmp/x"),
         (job(cwd="/tmp/x", remote=True), 1000, [pool()], "", ""),
@@ -63,6 +70,16 @@ def test_judge(spec: JobSpec, uid: int | None, pools: list[Pool], verb: str, rea
 def test_only_the_able_pools_are_named() -> None:
     able, other = pool(labels=BIG), pool()
     assert judge(job(labels=("big=1",)), 1, [able, other]) == Verdict((able,))
+
+
+def test_where_it_is_allowed_another_environment_will_do_if_there_is_no_equal_one() -> None:
+    same, near, far = pool(identity="x86 d/12 #1"), pool(identity="x86 d/13 #1"), pool(identity="arm d/12 #1")
+    spec = job(identity=same.identity)
+    assert judge(spec, 1, [far, near], strict=False) == Verdict((far, near))
+    assert judge(spec, 1, [far, near, same], strict=False) == Verdict((same,))
+    assert judge(job(identity=same.identity, cpu="Toy #1"), 1, [near], strict=False).verb == "UNAVAILABLE"
+    names = {near: "agent n", far: "agent f"}
+    assert judge(spec, 1, [far, near], names.__getitem__).reason == "no agent has your environment: agent n runs d 13, you run d 12"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +121,7 @@ def test_pools_do_not_depend_on_how_roots_are_written() -> None:
 
 def test_the_table_reads() -> None:
     assert "/usr" in image_prefixes()
-    assert {rule.kind for rule in rules()} == {"NAMED", "ONLY", "NO_INPUT", "IMAGE", "STAYS"}
+    assert {rule.kind for rule in rules()} == {"NAMED", "ONLY", "NO_INPUT", "NATIVE", "IMAGE", "STAYS"}
     assert all(rule.why for rule in rules())
 
 

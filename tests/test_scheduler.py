@@ -1079,3 +1079,51 @@ def test_a_job_for_one_agent_that_loses_it_twice_waits_for_it_a_second_time(desk
     desk.do(e.Tick())
     assert "j50" not in desk.scheduler.jobs
     assert desk.one(e.Answer).verb == "REFUSED"
+
+
+def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) -> None:
+    desk.agent(1, identity="x86 d/13 #2")
+    desk.submit(50, identity="x86 d/12 #1")
+    desk.wait(6, 1)
+    desk.submit(51, identity="x86 d/12 #1")
+    assert desk.wait(3, 1) == [action for action in desk.last if not isinstance(action, e.Answer)]
+    assert {action.peer for action in desk.wait(1, 1) if isinstance(action, e.Answer)} == {50, 51}, "both waited until there was none for 10 s"
+    desk.submit(52, identity="x86 d/12 #1")
+    assert desk.one(e.Answer).reason == "no agent has your environment: agent a1 runs d 13, you run d 12 (for 10 s)"
+    desk.submit(53, identity="x86 d/11 #1")
+    assert desk.state("j53") is JobState.QUEUED, "for another one it has not been tried yet"
+    desk.agent(2, identity="x86 d/12 #1")
+    desk.submit(54, identity="x86 d/12 #1")
+    assert desk.one(e.Offer).peer == 54
+    desk.do(e.Disconnected(2))
+    desk.submit(55, identity="x86 d/12 #1")
+    assert desk.state("j55") is JobState.QUEUED, "there was one a moment ago"
+
+
+def test_an_agent_that_was_there_in_between_is_waited_for_again(desk: Desk) -> None:
+    desk.agent(1)
+    desk.submit(50, agent="a2")
+    desk.wait(5, 1)
+    desk.agent(2)  # of a pool that there is already
+    assert desk.state("j50") is JobState.OFFERED
+    desk.do(e.Disconnected(2))
+    desk.do(e.Disconnected(50))
+    desk.wait(6, 1)
+    desk.submit(51, agent="a2")
+    assert desk.state("j51") is JobState.QUEUED
+
+
+def test_an_agent_that_is_upgraded_keeps_its_jobs_and_gets_none_of_the_old_kind(desk: Desk) -> None:
+    desk.agent(1, identity="x86 d/12 #1")
+    desk.agent(2, identity="x86 d/12 #1")
+    desk.submit(50, identity="x86 d/12 #1")
+    desk.go(50)
+    peer = desk.one(e.Assign).peer
+    desk.agent(peer, identity="x86 d/13 #2", running=(("j50", 1, USER),))
+    desk.submit(51, identity="x86 d/12 #1")
+    desk.go(51)
+    assert desk.one(e.Assign).peer == 3 - peer
+    desk.finish(peer, "j50")
+    desk.submit(52, identity="x86 d/13 #2")
+    desk.go(52)
+    assert desk.one(e.Assign).peer == peer

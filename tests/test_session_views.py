@@ -150,3 +150,10 @@ def test_it_registers_again_when_the_mounts_have_changed() -> None:
     assert not sent(session.handle(e.Mounted(False), 3))
     [(_, fields)] = sent(session.handle(e.Connected(), 4))
     assert not fields.flag("views")
+
+
+def test_what_is_installed_is_told_and_told_again_when_it_changes() -> None:
+    session = welcomed()
+    [(verb, fields)] = sent(session.handle(e.Installed("x86 d/12 #1", "Toy #1", "g++ 12\ngcc 12"), 1))
+    assert (verb, fields.text("identity"), fields.text("cpu")) == ("REGISTER", "x86 d/12 #1", "Toy #1")
+    assert fields.text("packages") == "g++ 12\ngcc 12"

@@ -83,7 +83,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "shipped":
         subprocess.run(["make", "-s", "build/bin/dwrap"], cwd=ROOT, check=True)
         return ROOT / "build" / "bin" / "dwrap"
-    sources = sorted(str(path.relative_to(ROOT)) for room in ("wrapper", "coherence") for path in (ROOT / room).glob("*.c"))
+    sources = sorted(str(path.relative_to(ROOT)) for room in ("wrapper", "coherence", "environment") for path in (ROOT / room).glob("*.c"))
     if not has_sanitizers(tmp_path_factory.mktemp("try")):
         pytest.skip("this compiler has no address sanitizer")
     return build("cc", tmp_path_factory.mktemp("sanitized") / "dwrap", [*sources, *SODIUM], *SANITIZE)

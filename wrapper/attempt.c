@@ -1,23 +1,15 @@
 /* Offsets, credit and signals of one attempt; see attempt.h.
  *
- * What attempts printed is compared by a running hash, so that nothing of it is kept. FNV-1a with 64 bits is enough: it is there to
+ * What attempts printed is compared by a running hash, so that nothing of it is kept. It is there to
  * notice a command that does not print the same twice, not to resist an agent that lies, which could print what it likes anyway. */
 #include "wrapper/attempt.h"
 
 #include <string.h>
 #include <time.h>
 
+#include "protocol/hash.h"
+
 enum { CREDIT_STEP = DWRAP_INITIAL_OUTPUT_CREDIT / 2 }; /* credit is renewed in pieces of this size */
-
-#define HASH_START 0xcbf29ce484222325u
-#define HASH_PRIME 0x100000001b3u
-
-static uint64_t hash_on(uint64_t hash, const char *data, size_t length)
-{
-    for (size_t i = 0; i < length; i++)
-        hash = (hash ^ (unsigned char)data[i]) * HASH_PRIME;
-    return hash;
-}
 
 static void begin(struct attempt *a, const struct message *offer)
 {

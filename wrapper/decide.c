@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum rule_kind { NAMED, ONLY, NO_INPUT, IMAGE, STAYS };
+enum rule_kind { NAMED, ONLY, NO_INPUT, NATIVE, IMAGE, STAYS };
 enum { MOST_PATHS = 1000 };
 
 static const struct rule {
@@ -90,6 +90,14 @@ const char *rule_for_here(char *const argv[], int count, const char *cwd)
     if (!why && count == 2)
         why = match_kind(ONLY, argv[1]);
     return why ? why : question_without_input(argv, count);
+}
+
+bool is_native(char *const argv[], int count)
+{
+    for (int i = 1; i < count; i++)
+        if (match_kind(NATIVE, argv[i]))
+            return true;
+    return false;
 }
 
 /* Is `path` the directory `prefix` or below it? */

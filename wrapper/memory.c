@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SILENT_SECONDS = 5, ALIVE_SECONDS = 60, ALIVE_AGAIN_SECONDS = 20, NAME_SECONDS = 60, READS_SECONDS = 86400, SAID_SECONDS = 3600, LOCK_TRIES = 25 };
+enum { SILENT_SECONDS = 5, ALIVE_SECONDS = 60, ALIVE_AGAIN_SECONDS = 20, NAME_SECONDS = 60, READS_SECONDS = 86400, SAID_SECONDS = 3600, EVER_SECONDS = INT_MAX, LOCK_TRIES = 25 };
 
 enum { FILE_BYTES = 256 };
 
@@ -212,6 +213,16 @@ void memory_keep_name(const char *name, const char *text, size_t length)
 size_t memory_recall_reads(const char *build, char *bytes, size_t room)
 {
     return recall("reads", build, READS_SECONDS, bytes, room);
+}
+
+size_t memory_recall_environment(char *text, size_t room)
+{
+    return recall("environment", "here", EVER_SECONDS, text, room);
+}
+
+void memory_keep_environment(const char *text, size_t length)
+{
+    keep("environment", "here", text, length);
 }
 
 /* Another descriptor of it. */

@@ -1,5 +1,5 @@
 /* What wrappers of one user remember for each other: distributors that were silent or alive, names that were resolved, a warning
- * that was given, the directories that a build reads from. Small files in $XDG_RUNTIME_DIR/dwrap or /tmp/dwrap-UID, a directory that counts only when it is
+ * that was given, the directories that a build reads from, what is installed. Small files in $XDG_RUNTIME_DIR/dwrap or /tmp/dwrap-UID, a directory that counts only when it is
  * ours and closed to others. Everything here is a hint: losing it costs time, never a result. */
 #ifndef DWRAP_MEMORY_H
 #define DWRAP_MEMORY_H
@@ -29,6 +29,10 @@ void memory_keep_name(const char *name, const char *text, size_t length);
 /* What is kept for a build (reads.c), and its replacement. */
 size_t memory_recall_reads(const char *build, char *bytes, size_t room);
 void memory_keep_reads(const char *build, const char *bytes, size_t length);
+
+/* What this machine was found to be (likeness.c), for as long as the file lives, and its replacement. */
+size_t memory_recall_environment(char *text, size_t room);
+void memory_keep_environment(const char *text, size_t length);
 
 /* A descriptor that keeps the user's other wrappers from taking the same lock until it is closed; -1: it could not be had soon. */
 int memory_lock(void);

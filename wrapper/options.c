@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "environment/environment.h"
 #include "wrapper/address.h"
 #include "wrapper/keys.h"
 #include "wrapper/memory.h"
@@ -35,7 +36,8 @@ static const char help[] =
     "\n"
     "options:\n"
     "  -H HOST      use this distributor; what follows is the command\n"
-    "  --explain    say where the command would run, and why; run nothing\n"
+    "  --explain    say where the command would run, and why; run nothing. Without a command: what of this machine counts\n"
+    "               when it is compared with others\n"
     "  --version    print the version\n"
     "  --help       print this\n"
     "\n"
@@ -43,6 +45,8 @@ static const char help[] =
     "  DWRAP_HOST=A[,B]           distributors, tried in order\n"
     "  DWRAP_LOCAL=1              run the command here, at once\n"
     "  DWRAP_FALLBACK=local|fail  when no machine can take it: run it here (default), or wait and fail with 125\n"
+    "  DWRAP_ENVIRONMENT=any      allow machines with other compilers and packages than here\n"
+    "  DWRAP_NATIVE=1             only machines with a processor as here; -march=native says so by itself\n"
     "  DWRAP_VERBOSE=1            one line on stderr about each command\n"
     "  DWRAP_KEYS=DIR             where your key and the distributors' lie; dwrapctl join makes them\n"
     "  DWRAP_INSECURE=1           allow other machines without keys; warns on stderr once an hour\n"
@@ -192,6 +196,14 @@ static bool wants_views(void)
     return !value || strcmp(value, "auto") == 0;
 }
 
+static bool wants_any_environment(void)
+{
+    const char *value = text_of("DWRAP_ENVIRONMENT");
+    if (value && strcmp(value, "same") != 0 && strcmp(value, "any") != 0)
+        say_and_leave("DWRAP_ENVIRONMENT=%s is not understood: it is neither same nor any; correct or unset it", value);
+    return value && value[0] == 'a';
+}
+
 /* The prototype's names are honoured with any value but 0. */
 static const char *must_be_local(void)
 {
@@ -244,6 +256,8 @@ static void read_environment(struct settings *s)
     s->priority = number_of("DWRAP_PRIORITY", -8, 8, 0);
     s->local_slots = number_of("DWRAP_LOCAL_SLOTS", 1, 32767, 0);
     s->remote = flag_of("DWRAP_REMOTE");
+    s->any_environment = wants_any_environment();
+    s->native = flag_of("DWRAP_NATIVE");
     s->fallback_fail = fallback_is_fail();
     s->verbose = flag_of("DWRAP_VERBOSE");
     s->insecure = flag_of("DWRAP_INSECURE");
@@ -373,6 +387,10 @@ void settings_read(struct settings *s, int argc, char **argv)
         leave_out_links(s, called);
     } else if (at < argc && !s->hosts && is_distributor(s, argv + at, argc - at)) {
         s->hosts = argv[at++];
+    }
+    if (at >= argc && s->explain) {
+        environment_print("", NULL);
+        exit(0);
     }
     if (at >= argc)
         usage("no command is given", "");

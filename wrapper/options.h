@@ -22,6 +22,8 @@ struct settings {
     long priority;
     long local_slots; /* 0: as many as there are processors */
     bool explain;
+    bool any_environment; /* DWRAP_ENVIRONMENT=any */
+    bool native;        /* DWRAP_NATIVE: only where the processor is as here */
     bool remote;        /* skip the "must run here" rules */
     bool fallback_fail; /* DWRAP_FALLBACK=fail */
     bool verbose;

@@ -18,6 +18,7 @@
 #include "coherence/look.h"
 #include "wrapper/ancestry.h"
 #include "wrapper/decide.h"
+#include "wrapper/likeness.h"
 #include "wrapper/reads.h"
 #include "wrapper/seen.h"
 
@@ -88,6 +89,7 @@ const char *submit_prepare(struct job *job)
     if (s->views && !(job->traits & LOOK_COHERENT))
         fields_add(&out, "views", "1");
     add_labels(&out, s->labels);
+    likeness_add(&out, s);
     const char *here = s->count > DWRAP_MAX_STRINGS ? "it has too many arguments" : add_paths(&out, s->command, s->count, job->cwd);
     if (!here && out.overflow)
         here = "what the distributor must know of it is too long";

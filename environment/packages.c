@@ -1,0 +1,179 @@
+/* Package databases; see packages.h. Each is read as it lies on disk, but rpm's, which only rpm can read.
+ *
+ * dpkg(1): /var/lib/dpkg/status, deb-control(5) paragraphs. apk(8): the "installed" index, one-letter fields. pacman(8): a directory for
+ * each package, NAME-VERSION-RELEASE. Knows their formats. Does not know which packages matter. */
+#include "environment/packages.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <spawn.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define DPKG "/var/lib/dpkg/status"
+#define PACMAN "/var/lib/pacman/local"
+#define RPM_QUERY "%{NAME}\t%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\t%{ARCH}\n"
+
+static const char *const apk[] = { "/usr/lib/apk/db/installed", "/lib/apk/db/installed" };
+static const char *const rpm[] = {
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite-wal", "/var/lib/rpm/rpmdb.sqlite",
+    "/var/lib/rpm/rpmdb.sqlite-wal", "/usr/lib/sysimage/rpm/Packages.db", "/var/lib/rpm/Packages.db", "/var/lib/rpm/Packages",
+};
+
+enum { APKS = sizeof apk / sizeof *apk, RPMS = sizeof rpm / sizeof *rpm };
+
+enum { FIELD_BYTES = 256 };
+
+/* What a paragraph has said so far. */
+struct paragraph {
+    char name[FIELD_BYTES], version[FIELD_BYTES], architecture[FIELD_BYTES];
+    bool removed;
+};
+
+/* How the fields of a paragraph are written. */
+struct dialect {
+    const char *name, *version, *architecture, *status;
+};
+
+static const struct dialect deb = { "Package: ", "Version: ", "Architecture: ", "Status: " };
+static const struct dialect alpine = { "P:", "V:", "A:", NULL };
+
+static bool take(const char *line, const char *field, char value[FIELD_BYTES])
+{
+    size_t length = field ? strlen(field) : 0;
+    if (!field || strncmp(line, field, length) != 0)
+        return false;
+    snprintf(value, FIELD_BYTES, "%s", line + length);
+    return true;
+}
+
+static void end_paragraph(struct paragraph *p, package_seen *seen, void *context)
+{
+    if (p->name[0] && p->version[0] && !p->removed)
+        seen(context, p->name, p->version, p->architecture);
+    *p = (struct paragraph){ 0 };
+}
+
+/* The third word of dpkg's Status: whatever is neither of these is there, in whole or in part. */
+static bool is_removed(const char *status)
+{
+    const char *last = strrchr(status, ' ');
+    return last && (strcmp(last, " not-installed") == 0 || strcmp(last, " config-files") == 0);
+}
+
+static void read_paragraphs(const char *root, const char *path, const struct dialect *as, package_seen *seen, void *context)
+{
+    char full[PATH_MAX], status[FIELD_BYTES], *line = NULL;
+    struct paragraph now = { 0 };
+    size_t size = 0;
+    snprintf(full, sizeof full, "%s%s", root, path);
+    FILE *file = fopen(full, "re");
+    while (file && getline(&line, &size, file) > 0) {
+        line[strcspn(line, "\n")] = 0;
+        if (!line[0])
+            end_paragraph(&now, seen, context);
+        else if (take(line, as->status, status))
+            now.removed = is_removed(status);
+        else if (!take(line, as->name, now.name) && !take(line, as->version, now.version))
+            take(line, as->architecture, now.architecture);
+    }
+    end_paragraph(&now, seen, context);
+    free(line);
+    if (file)
+        fclose(file);
+}
+
+/* NAME-VERSION-RELEASE: neither of the last two has a hyphen. */
+static void read_pacman(const char *root, package_seen *seen, void *context)
+{
+    char full[PATH_MAX];
+    snprintf(full, sizeof full, "%s" PACMAN, root);
+    DIR *all = opendir(full);
+    for (struct dirent *one; all && (one = readdir(all));) {
+        char *release = strrchr(one->d_name, '-'), *version;
+        if (!release || one->d_name[0] == '.')
+            continue;
+        *release = 0;
+        version = strrchr(one->d_name, '-');
+        *release = '-';
+        if (!version)
+            continue;
+        *version = 0;
+        seen(context, one->d_name, version + 1, "");
+    }
+    if (all)
+        closedir(all);
+}
+
+/* `rpm -qa`, as a pipe; NULL: it cannot be started. An environment of its own: ours may be anything. */
+static FILE *start_rpm(const char *root, char *folder, pid_t *pid)
+{
+    static char *const environment[] = { "PATH=/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL=C", NULL };
+    char *arguments[] = { "rpm", "-qa", "--qf", RPM_QUERY, "--dbpath", folder, root[0] ? "--root" : NULL, (char *)root, NULL };
+    posix_spawn_file_actions_t actions;
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return NULL;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    bool started = posix_spawn(pid, "/usr/bin/rpm", &actions, NULL, arguments, environment) == 0 ||
+                   posix_spawn(pid, "/bin/rpm", &actions, NULL, arguments, environment) == 0;
+    posix_spawn_file_actions_destroy(&actions);
+    close(ends[1]);
+    FILE *answer = started ? fdopen(ends[0], "re") : NULL;
+    if (!answer)
+        close(ends[0]);
+    return answer;
+}
+
+static void read_rpm(const char *root, package_seen *seen, void *context)
+{
+    char full[PATH_MAX], folder[PATH_MAX] = "", *line = NULL;
+    size_t size = 0;
+    pid_t pid;
+    for (size_t i = 0; i < RPMS && !folder[0]; i++) {
+        snprintf(full, sizeof full, "%s%s", root, rpm[i]);
+        if (access(full, F_OK) == 0)
+            snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(rpm[i], '/') - rpm[i]), rpm[i]);
+    }
+    FILE *answer = folder[0] ? start_rpm(root, folder, &pid) : NULL;
+    while (answer && getline(&line, &size, answer) > 0) {
+        char *version = strchr(line, '\t'), *architecture = version ? strchr(version + 1, '\t') : NULL;
+        if (!architecture)
+            continue;
+        line[strcspn(line, "\n")] = 0;
+        *version = *architecture = 0;
+        seen(context, line, version + 1, architecture + 1);
+    }
+    free(line);
+    if (!answer)
+        return;
+    fclose(answer);
+    waitpid(pid, NULL, 0);
+}
+
+void packages_each(const char *root, package_seen *seen, void *context)
+{
+    read_paragraphs(root, DPKG, &deb, seen, context);
+    for (size_t i = 0; i < APKS; i++)
+        read_paragraphs(root, apk[i], &alpine, seen, context);
+    read_pacman(root, seen, context);
+    read_rpm(root, seen, context);
+}
+
+void packages_stamp(const char *root, struct stamp *stamp)
+{
+    stamp_add(stamp, root, DPKG);
+    stamp_add(stamp, root, PACMAN);
+    for (size_t i = 0; i < APKS; i++)
+        stamp_add(stamp, root, apk[i]);
+    for (size_t i = 0; i < RPMS; i++)
+        stamp_add(stamp, root, rpm[i]);
+}

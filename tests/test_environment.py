@@ -1,0 +1,366 @@
+"""environment/: what counts of what is installed, each package database; and a farm whose machines have different compilers.
+
+The databases are made here, of the form that their managers write. For the farm, one agent is started where another file lies on dpkg's
+status (a mount namespace of its own: needs root), so that everything else is real.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from farm import DWRAP, Farm, eventually
+
+from dwrap.agent.stock import LOOK_SECONDS, Stock
+
+RUNNER = Path(DWRAP).with_name("dwrap-runner")
+DPKG = Path("/var/lib/dpkg/status")
+DEB = """\
+    Package: {name}
+    Status: install ok {state}
+    Architecture: {arch}
+    Version: {version}
+    Description: first line
+     Package: not-a-field
+    """
+
+
+def deb(name: str, version: str, state: str = "installed", arch: str = "amd64") -> str:
+    return textwrap.dedent(DEB).format(name=name, version=version, state=state, arch=arch)
+
+
+def put(root: Path, path: str, text: str) -> Path:
+    file = root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def told(root: Path | str, *more: str) -> tuple[dict[str, str], list[str]]:
+    done = subprocess.run([RUNNER, "--environment", root, *more], capture_output=True, text=True, check=True, timeout=60)
+    head, _, packages = done.stdout.partition("\n\n")
+    return dict(line.split("=", 1) for line in head.splitlines()), sorted(packages.splitlines())
+
+
+def line(root: Path | str) -> str:
+    return told(root)[0]["environment"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    put(tmp_path, "/etc/os-release", 'NAME="Debian"\nID=debian\nVERSION_ID="12"\n')
+    put(tmp_path, DPKG.as_posix(), "\n".join([deb("g++-12", "12.2.0-14"), deb("g++", "4:12.2.0-3"), deb("libc6", "2.36-9")]))
+    return tmp_path
+
+
+def test_dpkg(root: Path) -> None:
+    facts, packages = told(root)
+    machine = os.uname().machine
+    assert facts["environment"].startswith(f"{machine} debian/12 g++=12.2.0-14 libc=2.36-9 #")
+    assert packages == ["g++-12:amd64 12.2.0-14", "g++:amd64 4:12.2.0-3", "libc6:amd64 2.36-9"]
+
+
+@pytest.mark.parametrize(
+    ("more", "counts"),
+    [
+        (deb("libfoo-dev", "1.2"), True),
+        (deb("firefox", "1"), False),
+        (deb("gcc-12-doc", "1"), False),
+        (deb("dwrap", "2.0"), False),
+        (deb("dwrap-agent", "2.0"), False),
+        (deb("libfoo-dev", "1.2", "config-files"), False),
+        (deb("libfoo-dev", "1.2", "not-installed"), False),
+        (deb("libfoo-dev", "1.2", "half-configured"), True),
+        (deb("libc6", "2.36-9", arch="i386"), True),
+    ],
+)
+def test_what_counts(root: Path, more: str, counts: bool) -> None:
+    before = line(root)
+    with (root / DPKG.relative_to("/")).open("a") as status:
+        status.write("\n" + more)
+    assert (line(root) != before) == counts
+
+
+def test_the_order_of_a_database_does_not_count(root: Path) -> None:
+    status = root / DPKG.relative_to("/")
+    paragraphs = [deb(f"lib{n}-dev", f"{n}.0") for n in range(50)] + [deb("g++-11", "11.3"), deb("g++-12", "12.2"), deb("clang-14", "14.0")]
+    seen = set()
+    for seed in range(5):
+        random.Random(seed).shuffle(paragraphs)
+        status.write_text("\n".join(paragraphs))
+        seen.add(line(root))
+    assert len(seen) == 1
+    assert "g++=11.3,12.2 clang=14.0 #" in seen.pop()
+
+
+def test_apk(tmp_path: Path) -> None:
+    put(tmp_path, "/etc/os-release", "ID=alpine\nVERSION_ID=3.19.1\n")
+    compiler, library, editor = "C:Q1x=\nP:g++\nV:13.2.1-r0\nA:x86_64\nF:usr/bin\nR:g++\n", "P:musl\nV:1.2.4-r2\nA:x86_64\n", "P:vim\nV:9\n"
+    put(tmp_path, "/lib/apk/db/installed", "\n".join([compiler, library, editor]))
+    facts, packages = told(tmp_path)
+    assert " alpine/3.19.1 g++=13.2.1-r0 libc=1.2.4-r2 #" in facts["environment"]
+    assert packages == ["g++:x86_64 13.2.1-r0", "musl:x86_64 1.2.4-r2"]
+
+
+def test_pacman(tmp_path: Path) -> None:
+    for name in ("gcc-13.2.1-3", "glibc-2.38-7", "xorg-server-21.1-1", "ALPM_DB_VERSION"):
+        put(tmp_path, f"/var/lib/pacman/local/{name}/desc", "")
+    facts, packages = told(tmp_path)
+    assert " unknown gcc=13.2.1-3 libc=2.38-7 #" in facts["environment"]
+    assert packages == ["gcc 13.2.1-3", "glibc 2.38-7"]
+
+
+SPEC = """\
+Name: gcc-c++
+Epoch: 1
+Version: 13.2.1
+Release: 6
+Summary: nothing
+License: none
+BuildArch: noarch
+%description
+nothing
+%files
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("rpmbuild"), reason="needs root and rpmbuild: apt-get install rpm")
+def test_rpm(tmp_path: Path) -> None:
+    spec, root = put(tmp_path, "it.spec", SPEC), tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["rpmbuild", "-bb", "-D", f"_topdir {tmp_path}", spec], check=True, capture_output=True, timeout=60)
+    packages = list(tmp_path.glob("RPMS/noarch/*.rpm"))
+    stamp = told(root)[0]["stamp"]
+    subprocess.run(["rpm", "--root", root, "-i", "--justdb", "--nodeps", "--dbpath", "/var/lib/rpm", *packages], check=True, timeout=60)
+    facts, known = told(root)
+    assert known == ["gcc-c++:noarch 1:13.2.1-6"]
+    assert "g++=1:13.2.1-6" in facts["environment"]
+    assert facts["stamp"] != stamp
+
+
+def test_programs_that_nobody_packaged(root: Path) -> None:
+    before = line(root)
+    compiler = put(root, "/usr/local/bin/g++", "one")
+    first = line(root)
+    assert before != first
+    assert any(package.startswith("/usr/local/bin/g++ #") for package in told(root)[1])
+    compiler.write_text("two")
+    second = line(root)
+    assert second not in (before, first)
+    compiler.unlink()
+    put(root, "/usr/local/bin/notes", "three")
+    (root / "usr/local/bin/gcc").symlink_to(put(root, "/opt/dwrap/bin/dwrap", "a wrapper"))
+    assert line(root) == before
+
+
+def test_what_the_operator_names(root: Path) -> None:
+    before = line(root)
+    put(root, "/etc/dwrap/environment", "# a comment\n\n")
+    assert line(root) == before
+    put(root, "/etc/dwrap/environment", "toolchain /opt/sdk-7\n")
+    assert line(root) != before
+
+
+def test_long_and_strange_text_stays_one_short_line(root: Path) -> None:
+    put(root, DPKG.as_posix(), "\n".join(deb(f"g++-{n}", f"1\t=#,{'x' * 3000}{n}") for n in range(30)) + "\nPackage: " + "y" * 100_000)
+    put(root, "/etc/os-release", "ID='a b\x1b'\nVERSION_ID=" + "9" * 5_000 + "\n")
+    said = line(root)
+    assert len(said) < 240
+    assert said.isprintable()
+    assert len(said.rpartition(" #")[2]) == 16
+
+
+def test_the_stamp_is_old_when_anything_changed(root: Path) -> None:
+    stamp = told(root)[0]["stamp"]
+    assert told(root, stamp) == ({"stamp": stamp}, [])
+    put(root, "/etc/dwrap/environment", "x\n")
+    assert told(root, stamp)[0]["environment"]
+
+
+def test_an_agent_notices_an_upgrade(root: Path) -> None:
+    stock = Stock(RUNNER, str(root))
+    first = stock.first()
+    assert first.environment == line(root)
+    assert "g++-12:amd64 12.2.0-14" in first.packages
+    now = 0.0
+
+    def news() -> object:
+        nonlocal now
+        now += LOOK_SECONDS / 2
+        return stock.news(now)
+
+    assert not any(news() for _ in range(6))
+    put(root, DPKG.as_posix(), deb("g++-13", "13.2.0-1"))
+    found = eventually(news)
+    assert "g++=13.2.0-1" in found.environment
+    assert found.environment == line(root)
+
+
+# ---- a farm ----
+
+
+def with_other_status(file: Path) -> list[str]:
+    """A command prefix: this file lies on dpkg's status."""
+    return ["unshare", "--mount", "sh", "-c", f'mount --bind {file} {DPKG} && exec "$@"', "sh"]
+
+
+needs_mounts = pytest.mark.skipif(
+    os.geteuid() != 0 or not DPKG.exists() or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0,
+    reason="needs root, mount namespaces and dpkg",
+)
+
+
+@pytest.fixture
+def other(short_dir: Path) -> Path:
+    """dpkg's status, as if g++ were of version 13.2.0-1 here."""
+    paragraphs = DPKG.read_text("utf-8").split("\n\n")
+    kept = [paragraph for paragraph in paragraphs if not paragraph.startswith("Package: g++-")]
+    file = short_dir / "status"
+    file.write_text("\n\n".join([*kept, deb("g++-13", "13.2.0-1")]))
+    return file
+
+
+@pytest.fixture
+def mixed(farm: Farm, other: Path) -> Farm:
+    """Two agents as this machine, one of the other kind."""
+    farm.add_agent("other", 2, under=with_other_status(other))
+    return farm
+
+
+def desk(farm: Farm, argv: Sequence[str | Path], cwd: Path, under: Sequence[str] = (), **more: str) -> subprocess.CompletedProcess[str]:
+    runtime = cwd / ("run" + "".join(under[:1]))
+    runtime.mkdir(0o700, exist_ok=True)
+    environment = farm.environment(XDG_RUNTIME_DIR=str(runtime), **more)
+    return subprocess.run([*under, *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def places(farm: Farm) -> list[str]:
+    return [job["where"] for job in farm.jobs()]
+
+
+@needs_mounts
+def test_two_environments_are_two_pools_at_once(mixed: Farm, other: Path, tmp_path: Path) -> None:
+    for _ in range(6):
+        assert desk(mixed, [DWRAP, "true"], tmp_path).returncode == 0
+        assert desk(mixed, [DWRAP, "true"], tmp_path, with_other_status(other)).returncode == 0
+    here, there = places(mixed)[::2], places(mixed)[1::2]
+    assert set(here) <= {"agent-1", "agent-2"}
+    assert set(there) == {"other"}
+    shown = desk(mixed, ["dwrapctl", "agents"], tmp_path).stdout
+    assert ": agent-1 agent-2" in shown
+    assert "g++=13.2.0-1" in shown
+    assert desk(mixed, ["dwrapctl", "slots"], tmp_path).stdout == "4\n"
+    assert desk(mixed, ["dwrapctl", "slots"], tmp_path, with_other_status(other)).stdout == "2\n"
+
+
+@needs_mounts
+def test_another_compiler_is_refused_with_the_line_that_says_why(short_dir: Path, other: Path, tmp_path: Path) -> None:
+    with Farm(short_dir, agents=0) as farm:
+        farm.add_agent("other", 2, under=with_other_status(other))
+        told = f"no agent has your environment: agent other has g++ 13.2.0-1, you have {version_here()}"
+        assert desk(farm, [DWRAP, "--explain", "true"], tmp_path).stdout == f"nowhere: {told}\n"
+        first = desk(farm, [DWRAP, "true"], tmp_path, DWRAP_FALLBACK="local", DWRAP_VERBOSE="1")
+        assert (first.returncode, told in first.stderr) == (0, True), first
+        again = desk(farm, [DWRAP, "sh", "-c", "echo mine"], tmp_path, DWRAP_FALLBACK="local")
+        assert (again.stdout, again.stderr) == ("mine\n", "")
+        assert {job["where"] for job in farm.jobs()} == {"here"}
+        assert [job["queued_ms"] is None for job in farm.jobs()] == [True, True]
+        assert told in desk(farm, ["dwrapctl", "why"], tmp_path).stdout
+        doctor = desk(farm, ["dwrapctl", "doctor"], tmp_path)
+        assert "fail  environment: no agent is as this machine" in doctor.stdout
+        difference = f"agent other: has g++ 13.2.0-1, you have {version_here()}: g++-12"
+        assert difference in doctor.stdout
+        assert "g++-13:amd64 13.2.0-1 (you: none)" in doctor.stdout
+        assert "agent other: the same tree" in doctor.stdout  # all else is looked at even so
+        assert desk(farm, [DWRAP, "true"], tmp_path, DWRAP_ENVIRONMENT="any").returncode == 0
+        assert places(farm)[-1] == "other"
+        refused = desk(farm, [DWRAP, "true"], tmp_path, DWRAP_ENVIRONMENT="some")
+        assert refused.returncode == 125
+        assert "DWRAP_ENVIRONMENT=some is not understood" in refused.stderr
+
+
+@needs_mounts
+def test_after_ten_seconds_nobody_waits_for_what_is_not_there(short_dir: Path, other: Path, tmp_path: Path) -> None:
+    """A build of thousands of commands on a desktop of an old image must not wait ten seconds for each."""
+    with Farm(short_dir, agents=0) as farm:
+        farm.add_agent("other", 2, under=with_other_status(other))
+        desk(farm, [DWRAP, "true"], tmp_path, DWRAP_FALLBACK="local")
+        before = farm.status()["uptime_seconds"]
+        for _ in range(5):
+            assert desk(farm, [DWRAP, "true"], tmp_path, DWRAP_FALLBACK="local").returncode == 0
+        assert farm.status()["uptime_seconds"] - before < 8
+        farm.add_agent("same", 2)
+        assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
+        assert places(farm)[-1] == "same"
+
+
+@needs_mounts
+def test_an_operator_may_allow_it_and_then_it_is_marked(short_dir: Path, other: Path, tmp_path: Path) -> None:
+    with Farm(short_dir, agents=0, more=["--environment", "warn"]) as farm:
+        farm.add_agent("other", 1, under=with_other_status(other))
+        said = desk(farm, [DWRAP, "--explain", "true"], tmp_path).stdout
+        assert said.startswith("agent other: ")
+        assert "though it has g++ 13.2.0-1" in said
+        assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
+        assert f"other has g++ 13.2.0-1, you have {version_here()}" in desk(farm, ["dwrapctl", "why"], tmp_path).stdout
+        assert "warn  environment: no agent is as this machine" in desk(farm, ["dwrapctl", "doctor"], tmp_path).stdout
+        farm.add_agent("same", 1)
+        for _ in range(4):
+            desk(farm, [DWRAP, "true"], tmp_path)
+        assert places(farm)[-4:] == ["same"] * 4
+
+
+@needs_mounts
+def test_an_agent_that_is_upgraded_leaves_its_pool(farm: Farm, other: Path, tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_bytes(DPKG.read_bytes())
+    farm.add_agent("changing", 1, under=with_other_status(status))
+
+    def identities() -> Mapping[str, str]:
+        return {agent["name"]: agent["identity"] for agent in farm.status()["agents"]}
+
+    assert len(set(identities().values())) == 1
+    status.write_bytes(other.read_bytes())  # in place: the mount stays on the same file
+    eventually(lambda: "g++=13.2.0-1" in identities()["changing"], 30, "the agent to notice")
+    assert "g++=13" not in identities()["agent-1"]
+
+
+def test_wrappers_remember_what_is_installed(farm: Farm, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
+    kept = tmp_path / "run" / "dwrap" / "environment-here"
+    stamp, _, text = kept.read_text().partition(" ")
+    facts, _ = told("")
+    assert (stamp, text) == (facts["stamp"], facts["environment"])
+    assert {agent["identity"] for agent in farm.status()["agents"]} == {text}
+    kept.write_text(f"{stamp} another machine")  # believed, for the stamp is right
+    refused = desk(farm, [DWRAP, "--explain", "true"], tmp_path)
+    assert "no agent has your environment" in refused.stdout
+    kept.write_text(f"{'0' * 16} another machine")
+    assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
+    assert kept.read_text() == f"{stamp} {text}"
+
+
+def test_what_depends_on_the_processor_goes_where_it_is_the_same(farm: Farm, tmp_path: Path) -> None:
+    """The cpuinfo of another machine, laid over this wrapper's own."""
+    assert desk(farm, [DWRAP, "echo", "-march=native"], tmp_path).returncode == 0
+    facts, _ = told("")
+    assert {agent["cpu"] for agent in farm.status()["agents"]} == {facts["cpu"]}
+    if os.geteuid() != 0:
+        pytest.skip("needs root to lay another /proc/cpuinfo over this one")
+    other = tmp_path / "cpuinfo"
+    other.write_text("processor\t: 0\nmodel name\t: Toy 1\nflags\t\t: fpu\n\n")
+    under = ["unshare", "--mount", "sh", "-c", f'mount --bind {other} /proc/cpuinfo && exec "$@"', "sh"]
+    for word, where in (("-O2", "agent "), ("-march=native", "nowhere: no agent has your processor")):
+        assert desk(farm, [DWRAP, "--explain", "echo", word], tmp_path, under).stdout.startswith(where), word
+    assert desk(farm, [DWRAP, "--explain", "true"], tmp_path, under, DWRAP_NATIVE="1").stdout.startswith("nowhere")
+
+
+def version_here() -> str:
+    return next(word.removeprefix("g++=") for word in line("").split() if word.startswith("g++=")).replace(",", " and ")
