@@ -31,7 +31,7 @@ class Own:
 
     def is_like(self, agent: Mapping[str, Any]) -> bool:
         """Whether the agent, as the distributor tells of it, has the same environment."""
-        return not self.line or agent.get("identity") == self.line
+        return not self.line or agent.get("identity", self.line) == self.line
 
 
 def own(here: Surroundings) -> Own:

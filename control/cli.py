@@ -220,7 +220,7 @@ def slots(context: click.Context) -> None:
     `ninja -j$(dwrapctl slots)`. When no distributor answers: the number of processors here (status 0, a note on stderr).
     """
     try:
-        answer = _ask(context, "status")
+        answer = _ask(context, "agents")
         mine = alike.Own() if isinstance(answer, Mapping) and answer.get("environment") == "warn" else alike.own(Surroundings())
         taking = [agent for agent in _listed(answer, "agents") if doctor.serves(agent, os.getuid()) and mine.is_like(agent)]
         number = sum(int(agent.get("slots", 0)) for agent in taking)

@@ -56,7 +56,7 @@ class Reports:
         if what == "status":
             return self.status(addresses)
         if what == "agents":
-            return {"agents": self._agents()}
+            return {"agents": self._agents(), "environment": self._policy}
         if what == "jobs":
             return {"jobs": self._history.entries(fields.text("build"), fields.number("limit", HISTORY_JOBS), who)}
         if what == "why":
@@ -77,7 +77,7 @@ class Reports:
             "epoch": self.epoch,
             "uptime_seconds": round(time.monotonic() - self._started_at, 1),
             "addresses": list(addresses),
-            "environment": "strict" if self._scheduler.is_strict else "warn",
+            "environment": self._policy,
             "agents": self._agents(),
             "slots": int(gauges["slots"]),
             "queued": int(gauges["queued_jobs"]),
@@ -91,6 +91,11 @@ class Reports:
     def metrics_text(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self._metrics.registry)
+
+    @property
+    def _policy(self) -> str:
+        """What becomes of jobs for which there is no agent of the same environment: cli.py's --environment."""
+        return "strict" if self._scheduler.is_strict else "warn"
 
     def _agents(self) -> list[dict[str, Any]]:
         return [_shown(agent) for agent in sorted(self._scheduler.agents.values(), key=lambda agent: agent.name)]

@@ -1087,7 +1087,8 @@ def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) 
     desk.wait(6, 1)
     desk.submit(51, identity="x86 d/12 #1")
     assert desk.wait(3, 1) == [action for action in desk.last if not isinstance(action, e.Answer)]
-    assert {action.peer for action in desk.wait(1, 1) if isinstance(action, e.Answer)} == {50, 51}, "both waited until there was none for 10 s"
+    answered = {action.peer for action in desk.wait(1, 1) if isinstance(action, e.Answer)}
+    assert answered == {50, 51}, "both waited until there was none for 10 s"
     desk.submit(52, identity="x86 d/12 #1")
     assert desk.one(e.Answer).reason == "no agent has your environment: agent a1 runs d 13, you run d 12 (for 10 s)"
     desk.submit(53, identity="x86 d/11 #1")

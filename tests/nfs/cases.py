@@ -135,7 +135,7 @@ def full_disk() -> None:
 
 
 def squash() -> None:
-    """With root squashed agents that are root still look, write back and heal as the user. Needs --squash."""
+    """With root squashed agents that are root still look, write back and heal as the user, and all that is made is his. Needs --squash."""
     disk = place("squash")
     os.chown(disk, USER, USER)
     disk.chmod(0o700)
@@ -151,6 +151,13 @@ def squash() -> None:
             assert seen == succeed(farm, other, hand(), "look", name, "list", ".").splitlines()
             assert f" {(disk / name).stat().st_mtime_ns} " in seen[0]
             assert record(farm)["outputs"] == "exact", record(farm)
+        script = "mkdir -p made/below && cp /bin/true made/below/program && ln -s program made/below/link && touch made/new"
+        succeed(farm, "a1", "sh", "-c", script)
+        made = [disk / "made", *(disk / "made").rglob("*"), *(disk / f"n{number}" for number in range(5))]
+        assert len(made) == 10
+        owners = {str(path.relative_to(disk)): (path.lstat().st_uid, path.lstat().st_gid) for path in made}
+        print(f"squash: {len(owners)} names that jobs made belong to uid {USER}, gid {USER}: {set(owners.values())}")
+        assert set(owners.values()) == {(USER, USER)}, owners
 
 
 # ---- ccache ----
