@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ import psutil
 from dwrap.agent import environment, workplace
 from dwrap.agent.accounts import Accounts
 from dwrap.agent.former import Former
+from dwrap.agent.health import Health
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.registration import Registration
@@ -61,6 +62,10 @@ log = logging.getLogger("dwrap.agent")
     "--keys", "keys_folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Where agent.key and known_distributors are. [default: DWRAP_KEYS; /etc/dwrap/keys for root, ~/.config/dwrap/keys for others]",
 )  # fmt: skip
+@click.option(
+    "--health", "health_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Keep the time in FILE while a distributor counts on this agent; python3 -m dwrap.agent.health FILE asks. For probes.",
+)  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
 @click.version_option(package_name="dwrap", prog_name="dwrap-agent")
 def main(
@@ -76,6 +81,7 @@ def main(
     processes: int,
     work: Path | None,
     keys_folder: Path | None,
+    health_file: Path | None,
     insecure: bool,
 ) -> None:
     """Runs jobs for the DISTRIBUTOR (tcp://HOST:PORT, ipc://PATH, or HOST)."""
@@ -101,9 +107,9 @@ def main(
             runners = Runners(program, folder, checked_roots, tree, processes, spares=slots)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
-            with _systemd():
+            with _systemd(), _health(health_file) as tell:
                 ready = partial(_say_ready, name, slots)
-                link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news)
+                link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news, health=tell)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 if how.is_unprotected:
                     log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
@@ -135,6 +141,19 @@ def _default_roots(endpoint: Endpoint) -> tuple[str, ...]:
 def _say_ready(name: str, slots: int) -> None:
     print(f"ready {name} slots={slots}", flush=True)
     notify("READY=1")
+
+
+@contextmanager
+def _health(file: Path | None) -> Iterator[Callable[[bool], None]]:
+    """Raises OSError."""
+    if file is None:
+        yield lambda _: None
+        return
+    health = Health(file)
+    try:
+        yield health.tell
+    finally:
+        health.close()
 
 
 @contextmanager

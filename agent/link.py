@@ -46,7 +46,7 @@ def boot_clock() -> float:
 
 class Link:
     """Carries a session. `on_ready` is called once the distributor took us in;
-    `survey` is asked each second for what is mounted now, and answers when that has changed.
+    `survey` is asked each second for what is mounted now, and answers when that has changed; `health` is told whether we serve.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Link:
         on_ready: Callable[[], None],
         clock: Callable[[], float] = boot_clock,
         survey: Callable[[], e.Mounted | None] = lambda: None,
+        health: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._dial = dial
         self._session = session
@@ -70,6 +71,7 @@ class Link:
         self._on_ready = on_ready
         self._clock = clock
         self._survey = survey
+        self._health = health
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._live: dict[e.Key, Runner] = {}
@@ -201,6 +203,7 @@ class Link:
         mounted = self._survey()
         if mounted is not None:
             self._feed(mounted)
+        self._health(self._session.is_serving(now))
 
     def _look_back(self) -> None:
         try:
