@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import psutil
 
-from dwrap.agent import environment, workplace
+from dwrap.agent import environment, rights, workplace
 from dwrap.agent.accounts import Accounts
 from dwrap.agent.former import Former
 from dwrap.agent.health import Health
@@ -90,6 +90,7 @@ def main(
         endpoint = parse_endpoint(distributor)
         is_named = keys_folder is not None or bool(os.environ.get("DWRAP_KEYS"))
         how = dial(endpoint, keys_folder or keys.directory(os.environ, os.geteuid()), "agent", insecure, is_named)
+        warning = rights.check(os.geteuid(), views != "never")
         program = find_program()
         tree = choose_tree(program) if tree == "auto" else tree
         checked_roots = tuple(environment.check_root(root) for root in roots or _default_roots(endpoint))
@@ -110,6 +111,8 @@ def main(
             with _systemd(), _health(health_file) as tell:
                 ready = partial(_say_ready, name, slots)
                 link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news, health=tell)
+                if warning:
+                    log.warning("%s", warning)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 if how.is_unprotected:
                     log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
