@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,10 +19,11 @@ from pathlib import Path
 import click
 import psutil
 
-from dwrap.agent import environment, workplace
+from dwrap.agent import environment, rights, workplace
 from dwrap.agent.accounts import Accounts
 from dwrap.agent.events import Installed, Mounted
 from dwrap.agent.former import Former
+from dwrap.agent.health import Health
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.registration import Registration
@@ -64,6 +65,10 @@ log = logging.getLogger("dwrap.agent")
     "--keys", "keys_folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Where agent.key and known_distributors are. [default: DWRAP_KEYS; /etc/dwrap/keys for root, ~/.config/dwrap/keys for others]",
 )  # fmt: skip
+@click.option(
+    "--health", "health_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Keep the time in FILE while a distributor counts on this agent; python3 -m dwrap.agent.health FILE asks. For probes.",
+)  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
 @click.version_option(package_name="dwrap", prog_name="dwrap-agent")
 def main(
@@ -79,6 +84,7 @@ def main(
     processes: int,
     work: Path | None,
     keys_folder: Path | None,
+    health_file: Path | None,
     insecure: bool,
 ) -> None:
     """Runs jobs for the DISTRIBUTOR (tcp://HOST:PORT, ipc://PATH, or HOST)."""
@@ -87,6 +93,7 @@ def main(
         endpoint = parse_endpoint(distributor)
         is_named = keys_folder is not None or bool(os.environ.get("DWRAP_KEYS"))
         how = dial(endpoint, keys_folder or keys.directory(os.environ, os.geteuid()), "agent", insecure, is_named)
+        warning = rights.check(os.geteuid(), views != "never")
         program = find_program()
         tree = choose_tree(program) if tree == "auto" else tree
         checked_roots = tuple(environment.check_root(root) for root in roots or _default_roots(endpoint))
@@ -105,9 +112,11 @@ def main(
             runners = Runners(program, folder, checked_roots, tree, processes, spares=slots)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
-            with _systemd():
+            with _systemd(), _health(health_file) as tell:
                 ready = partial(_say_ready, name, slots)
-                link = Link(how, session, runners, former, accounts, load, ready, survey=partial(_news, survey, stock))
+                link = Link(how, session, runners, former, accounts, load, ready, survey=partial(_news, survey, stock), health=tell)
+                if warning:
+                    log.warning("%s", warning)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
                 if how.is_unprotected:
                     log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
@@ -143,6 +152,19 @@ def _news(survey: Survey, stock: Stock) -> Mounted | Installed | None:
 def _say_ready(name: str, slots: int) -> None:
     print(f"ready {name} slots={slots}", flush=True)
     notify("READY=1")
+
+
+@contextmanager
+def _health(file: Path | None) -> Iterator[Callable[[bool], None]]:
+    """Raises OSError."""
+    if file is None:
+        yield lambda _: None
+        return
+    health = Health(file)
+    try:
+        yield health.tell
+    finally:
+        health.close()
 
 
 @contextmanager

@@ -6,10 +6,14 @@ Knows this machine; does not know the protocol or jobs. Everything here is asked
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-_CPU_QUOTA: Final = "/sys/fs/cgroup/cpu.max"
+_CPU_QUOTAS: Final = (  # of a container, in both layouts: the files that hold the quota and its period, in microseconds
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
 MOST_PROCESSES: Final = 8192
 _PROCESS_LIMITS: Final = (
     "/proc/sys/kernel/threads-max",
@@ -19,15 +23,16 @@ _PROCESS_LIMITS: Final = (
 )
 
 
-def processors() -> int:
+def processors(quotas: Sequence[Sequence[str]] = _CPU_QUOTAS) -> int:
     """Processors this process may use: its affinity, less where a control group's quota gives fewer."""
     available = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path(_CPU_QUOTA).read_text(encoding="ascii").split()
-        if quota != "max":
-            available = min(available, max(1, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        pass
+    for files in quotas:
+        try:
+            quota, period = " ".join(Path(file).read_text(encoding="ascii") for file in files).split()
+            if quota not in ("max", "-1"):  # no quota
+                available = min(available, max(1, -(-int(quota) // int(period))))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
     return available
 
 

@@ -46,7 +46,8 @@ def boot_clock() -> float:
 
 class Link:
     """Carries a session. `on_ready` is called once the distributor took us in;
-    `survey` is asked each second for what is mounted or installed now, and answers when that has changed.
+    `survey` is asked each second for what is mounted or installed now, and answers when that has changed. `health` is told whether we
+    serve.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Link:
         on_ready: Callable[[], None],
         clock: Callable[[], float] = boot_clock,
         survey: Callable[[], e.Mounted | e.Installed | None] = lambda: None,
+        health: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._dial = dial
         self._session = session
@@ -70,6 +72,7 @@ class Link:
         self._on_ready = on_ready
         self._clock = clock
         self._survey = survey
+        self._health = health
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._live: dict[e.Key, Runner] = {}
@@ -201,6 +204,7 @@ class Link:
         changed = self._survey()
         if changed is not None:
             self._feed(changed)
+        self._health(self._session.is_serving(now))
 
     def _look_back(self) -> None:
         try:

@@ -178,7 +178,10 @@ bool revalidate_before(const struct spec *spec, unsigned *stale, char reason[MAX
 {
     static struct view view;
     view_start(&view);
-    bool good = identity_assume(spec) && bring_up_to_date(spec, &view, reason);
+    bool user = identity_assume(spec);
+    if (!user)
+        snprintf(reason, MAX_REASON, "this agent cannot act as the job's user: %s", strerror(errno));
+    bool good = user && bring_up_to_date(spec, &view, reason);
     view_end(&view);
     identity_drop(spec);
     *stale += view.stale;

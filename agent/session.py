@@ -95,6 +95,10 @@ class Session:
         """The attempts whose RESULT has not been acknowledged."""
         return tuple(self._kept)
 
+    def is_serving(self, now: float) -> bool:
+        """Whether a distributor took us in and counts on us still, if only for what a drain leaves to be done."""
+        return self.welcomed and now < self.lease_until
+
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about an event. Messages that break the protocol are counted and dropped."""
         match event:

@@ -59,8 +59,8 @@ _WATCH_AGAIN_SECONDS: Final = 0.04  # while it grows
 _PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
 log = logging.getLogger("dwrap.distributor")
-Batch = list[tuple[zmq.Frame, list[bytes]]]
-"""Messages: the routing id, with the connection's properties, and the frames."""
+Batch = list[tuple[bytes, zmq.Frame, list[bytes]]]
+"""Messages: the routing id, the first frame, with the connection's properties, and all frames."""
 
 
 class Broker:
@@ -194,7 +194,7 @@ class Broker:
         """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
         batch = [*self._early, *self._receive()]
         self._early = []
-        has_strangers = any(head.bytes not in self._links.by_rid for head, _ in batch)
+        has_strangers = any(rid not in self._links.by_rid for rid, _, _ in batch)
         happenings = self._receive_events() if has_strangers or has_events else ()
         strangers = self._dispatch_known(batch)
         if any(kind == _DISCONNECTED for kind, _ in happenings):
@@ -203,8 +203,8 @@ class Broker:
             self._watch.forget(fd)
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
         self._bound_silent()
-        for head, frames in strangers:
-            link = self._links.by_rid.get(head.bytes) or self._meet(head)
+        for rid, head, frames in strangers:
+            link = self._links.by_rid.get(rid) or self._meet(rid, head)
             if link is not None:
                 self._dispatch(link, frames)
         return len(batch) >= _BATCH or bool(self._early)
@@ -212,10 +212,10 @@ class Broker:
     def _dispatch_known(self, batch: Batch) -> Batch:
         """Handles the messages of connections that have spoken before. Returns the others."""
         strangers: Batch = []
-        for head, frames in batch:
-            link = self._links.by_rid.get(head.bytes)
+        for rid, head, frames in batch:
+            link = self._links.by_rid.get(rid)
             if link is None:
-                strangers.append((head, frames))
+                strangers.append((rid, head, frames))
             else:
                 self._dispatch(link, frames)
         return strangers
@@ -233,12 +233,13 @@ class Broker:
         batch: Batch = []
         try:
             while len(batch) < _BATCH:
-                head = frame = receive(_NOBLOCK, copy=False)
-                frames: list[bytes] = []
+                rid = receive(_NOBLOCK)
+                head = frame = receive(_NOBLOCK, copy=False)  # libzmq 4.3.4 leaves the properties off the routing id
+                frames = [head.bytes]
                 while frame.more:
                     frame = receive(_NOBLOCK, copy=False)
                     frames.append(frame.bytes)
-                batch.append((head, frames))
+                batch.append((rid, head, frames))
         except zmq.Again:
             pass
         return batch
@@ -253,9 +254,8 @@ class Broker:
         except zmq.Again:
             return happenings
 
-    def _meet(self, head: zmq.Frame) -> Connection | None:
+    def _meet(self, rid: bytes, head: zmq.Frame) -> Connection | None:
         """The first message of a connection: who is it? None when it has gone already, or may not stay."""
-        rid = head.bytes
         try:
             fd = int(head.get(zmq.SRCFD))
         except zmq.ZMQError:  # a message without properties: its sender speaks ZMTP 1 or 2, or something else altogether

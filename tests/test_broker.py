@@ -417,7 +417,7 @@ def test_a_command_that_lost_a_frame_on_its_way_is_refused(house: House, bodies:
 def test_unknown_verbs_and_fields_are_ignored(house: House) -> None:
     peer = house.peer()
     peer.say("NOVELTY", anything=1)
-    assert peer.ask(what="agents", novel="field") == {"agents": []}
+    assert peer.ask(what="agents", novel="field") == {"agents": [], "environment": "strict"}
     assert 'what="unknown_verb"} 1.0' in house.metrics()
 
 
@@ -450,7 +450,7 @@ def test_strangers_get_nowhere(house: House, prefix: bytes) -> None:
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(prefix)
         assert house.peer().ask(what="status")["totals"] == before
-    assert house.peer().ask(what="agents") == {"agents": []}
+    assert house.peer().ask(what="agents") == {"agents": [], "environment": "strict"}
 
 
 @pytest.mark.parametrize("insecure", [False, True])

@@ -145,3 +145,28 @@ def test_the_database_is_asked_again_after_a_while() -> None:
     for now in (0, 9, 11):
         accounts.identity(1000, None, [], now)
     assert len(asked) == 2
+
+
+MANY = 8
+
+
+@pytest.mark.parametrize(("unified", "older", "count"), [
+    (None, None, MANY),
+    ("max 100000\n", None, MANY),
+    ("150000 100000\n", None, 2),
+    ("10000 100000\n", None, 1),
+    ("1600000 100000\n", None, MANY),
+    (None, ("-1\n", "100000\n"), MANY),
+    (None, ("300000\n", "100000\n"), 3),
+    (None, ("250000\n", "100000\n"), 3),
+    ("nonsense\n", ("200000\n", "0\n"), MANY),
+])  # fmt: skip
+def test_a_quota_of_a_container_gives_fewer_processors(
+    unified: str | None, older: tuple[str, str] | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(MANY)))
+    files = [tmp_path / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    for file, text in zip(files, (unified, *(older or (None, None))), strict=True):
+        if text is not None:
+            file.write_text(text)
+    assert environment.processors(((str(files[0]),), (str(files[1]), str(files[2])))) == count
