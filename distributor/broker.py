@@ -59,7 +59,7 @@ _WATCH_AGAIN_SECONDS: Final = 0.04  # while it grows
 _PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
 log = logging.getLogger("dwrap.distributor")
-Batch = list[tuple[zmq.Frame, list[bytes]]]
+Batch = list[tuple[bytes, zmq.Frame, list[bytes]]]  # routing id, the first frame with its properties, all frames
 """Messages: the routing id, with the connection's properties, and the frames."""
 
 
@@ -194,7 +194,7 @@ class Broker:
         """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
         batch = [*self._early, *self._receive()]
         self._early = []
-        has_strangers = any(head.bytes not in self._links.by_rid for head, _ in batch)
+        has_strangers = any(rid not in self._links.by_rid for rid, _, _ in batch)
         happenings = self._receive_events() if has_strangers or has_events else ()
         strangers = self._dispatch_known(batch)
         if any(kind == _DISCONNECTED for kind, _ in happenings):
@@ -203,8 +203,8 @@ class Broker:
             self._watch.forget(fd)
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
         self._bound_silent()
-        for head, frames in strangers:
-            link = self._links.by_rid.get(head.bytes) or self._meet(head)
+        for rid, first, frames in strangers:
+            link = self._links.by_rid.get(rid) or self._meet(rid, first)
             if link is not None:
                 self._dispatch(link, frames)
         return len(batch) >= _BATCH or bool(self._early)
@@ -212,10 +212,10 @@ class Broker:
     def _dispatch_known(self, batch: Batch) -> Batch:
         """Handles the messages of connections that have spoken before. Returns the others."""
         strangers: Batch = []
-        for head, frames in batch:
-            link = self._links.by_rid.get(head.bytes)
+        for rid, first, frames in batch:
+            link = self._links.by_rid.get(rid)
             if link is None:
-                strangers.append((head, frames))
+                strangers.append((rid, first, frames))
             else:
                 self._dispatch(link, frames)
         return strangers
@@ -233,12 +233,13 @@ class Broker:
         batch: Batch = []
         try:
             while len(batch) < _BATCH:
-                head = frame = receive(_NOBLOCK, copy=False)
-                frames: list[bytes] = []
+                rid = receive(_NOBLOCK)
+                first = frame = receive(_NOBLOCK, copy=False)  # libzmq 4.3.4 leaves the properties out of the id's own frame
+                frames = [frame.bytes]
                 while frame.more:
                     frame = receive(_NOBLOCK, copy=False)
                     frames.append(frame.bytes)
-                batch.append((head, frames))
+                batch.append((rid, first, frames))
         except zmq.Again:
             pass
         return batch
@@ -253,21 +254,20 @@ class Broker:
         except zmq.Again:
             return happenings
 
-    def _meet(self, head: zmq.Frame) -> Connection | None:
+    def _meet(self, rid: bytes, first: zmq.Frame) -> Connection | None:
         """The first message of a connection: who is it? None when it has gone already, or may not stay."""
-        rid = head.bytes
         try:
-            fd = int(head.get(zmq.SRCFD))
+            fd = int(first.get(zmq.SRCFD))
         except zmq.ZMQError:  # a message without properties: its sender speaks ZMTP 1 or 2, or something else altogether
             self._reports.unexpected("no_zmtp_3")
             return None
         if not self._links.is_open(fd) or self._links.is_overtaken(fd, rid):
             return None
-        who = of_message(head, fd, self._keyring)
+        who = of_message(first, fd, self._keyring)
         link, mistaken = self._links.bind(fd, rid, who)
         self._lost(mistaken)
         refusal = ""
-        if property_of(head, "Socket-Type") != "DEALER":
+        if property_of(first, "Socket-Type") != "DEALER":
             refusal = "only DEALER sockets are served"
         elif not rid.startswith(b"\0"):
             refusal = "the peer chose a routing id; leave it to the distributor"
