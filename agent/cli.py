@@ -9,11 +9,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 import psutil
@@ -31,8 +30,9 @@ from dwrap.protocol import keys
 from dwrap.protocol.dial import dial
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
-from dwrap.protocol.service import die, log_to_stderr, notify
+from dwrap.protocol.service import Watchdog, die, log_to_stderr, notify
 
+_UNANSWERED_SECONDS: Final = 10.0
 log = logging.getLogger("dwrap.agent")
 
 
@@ -101,13 +101,12 @@ def main(
             runners = Runners(program, folder, checked_roots, tree, processes, spares=slots)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
-            with _systemd():
-                ready = partial(_say_ready, name, slots)
-                link = Link(how, session, runners, former, accounts, load, ready, survey=survey.news)
-                log.info("dialling %s, tree %s", endpoint.address, tree)
-                if how.is_unprotected:
-                    log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
-                end = link.run()
+            standing = _Standing(session, endpoint.address)
+            link = Link(how, session, runners, former, accounts, load, standing.ready, survey=survey.news, each_tick=standing.look)
+            log.info("dialling %s, tree %s", endpoint.address, tree)
+            if how.is_unprotected:
+                log.warning("dialling %s without keys: whoever can reach it, or is on the way, may run commands here", endpoint.address)
+            end = link.run()
     except (OSError, ValueError, keys.KeysError) as error:
         die(f"cannot start: {error}")
     if end.reason:
@@ -132,14 +131,27 @@ def _default_roots(endpoint: Endpoint) -> tuple[str, ...]:
     raise ValueError("no --root is given, and the distributor is on another machine; name each tree that is shared at the same path")
 
 
-def _say_ready(name: str, slots: int) -> None:
-    print(f"ready {name} slots={slots}", flush=True)
-    notify("READY=1")
+class _Standing:
+    """What whoever started this agent is told of it: ready, without an answer, leaving; and systemd's watchdog that it lives."""
 
+    def __init__(self, session: Session, address: str) -> None:
+        self._session, self._address = session, address
+        self._is_told = self._is_leaving = False
+        self._unanswered_at = time.monotonic() + _UNANSWERED_SECONDS
+        self._watchdog = Watchdog(os.environ, os.getpid())
 
-@contextmanager
-def _systemd() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        notify("STOPPING=1")
+    def ready(self) -> None:
+        """The distributor has let it in."""
+        print(f"ready {self._session.registration.name} slots={self._session.registration.slots}", flush=True)
+        self._is_told = True
+        notify(f"READY=1\nSTATUS=serving {self._address}")
+
+    def look(self) -> None:
+        """For each tick. A boot does not wait for a distributor that is away: the agent goes on dialling."""
+        self._watchdog.beat()
+        if self._session.draining and not self._is_leaving:
+            self._is_leaving = True
+            notify("STOPPING=1\nSTATUS=draining")
+        elif not (self._is_told or self._is_leaving) and time.monotonic() >= self._unanswered_at:
+            self._is_told = True
+            notify(f"READY=1\nSTATUS=no answer from {self._address} yet")

@@ -60,6 +60,7 @@ class Link:
         on_ready: Callable[[], None],
         clock: Callable[[], float] = boot_clock,
         survey: Callable[[], e.Mounted | None] = lambda: None,
+        each_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._dial = dial
         self._session = session
@@ -70,6 +71,7 @@ class Link:
         self._on_ready = on_ready
         self._clock = clock
         self._survey = survey
+        self._each_tick = each_tick
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._live: dict[e.Key, Runner] = {}
@@ -197,6 +199,7 @@ class Link:
             self._is_waiting = False
             self._dealer.connect(self._dial.address)
         self._feed(e.Tick(self._load.sample(now)))
+        self._each_tick()
         self._look_back()
         mounted = self._survey()
         if mounted is not None:

@@ -77,6 +77,7 @@ class Broker:
         ledger: Ledger | None = None,
         keyring: Keyring | None = None,
         most_connections: int = 65_536,
+        each_look: Callable[[], None] = lambda: None,
     ) -> None:
         """Binds the endpoints. Raises zmq.ZMQError when one cannot be had, KeysError when the installed libzmq will not do."""
         self._scheduler = scheduler
@@ -93,6 +94,7 @@ class Broker:
         self._keyring = keyring
         self._most_of_one = most_connections // 2
         self._most_silent = most_connections // 4
+        self._each_look = each_look
         self._watch = Watch()
         self._refused: list[e.Peer] = []  # since the last look around
         self._leaving: list[e.Peer] = []  # since the one before
@@ -426,6 +428,7 @@ class Broker:
             self._watch_at = now + (_WATCH_AGAIN_SECONDS if has_grown else _WATCH_SECONDS)
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
+            self._each_look()
             self._look_for_silence()
             self._end_refused()
             if self._keyring is not None and self._keyring.refresh(time.time()):
