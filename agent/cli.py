@@ -10,8 +10,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +19,9 @@ import psutil
 
 from dwrap.agent import environment, rights, workplace
 from dwrap.agent.accounts import Accounts
+from dwrap.agent.announce import announcer
 from dwrap.agent.events import Installed, Mounted
 from dwrap.agent.former import Former
-from dwrap.agent.health import Health
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
 from dwrap.agent.registration import Registration
@@ -35,7 +33,7 @@ from dwrap.protocol import keys
 from dwrap.protocol.dial import dial
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
-from dwrap.protocol.service import die, log_to_stderr, notify
+from dwrap.protocol.service import die, log_to_stderr
 
 log = logging.getLogger("dwrap.agent")
 
@@ -112,9 +110,9 @@ def main(
             runners = Runners(program, folder, checked_roots, tree, processes, spares=slots)
             load = Load(lambda: runners.ended_cpu_seconds + session_seconds(runners.pids))
             accounts = Accounts(os.geteuid(), allow_root)
-            with _systemd(), _health(health_file) as tell:
-                ready = partial(_say_ready, name, slots)
-                link = Link(how, session, runners, former, accounts, load, ready, survey=partial(_news, survey, stock), health=tell)
+            with announcer(name, slots, endpoint.address, health_file) as announce:
+                changes = partial(_news, survey, stock)
+                link = Link(how, session, runners, former, accounts, load, announce.ready, survey=changes, each_tick=announce.look)
                 if warning:
                     log.warning("%s", warning)
                 log.info("dialling %s, tree %s", endpoint.address, tree)
@@ -147,29 +145,3 @@ def _default_roots(endpoint: Endpoint) -> tuple[str, ...]:
 
 def _news(survey: Survey, stock: Stock) -> Mounted | Installed | None:
     return survey.news() or stock.news(time.monotonic())
-
-
-def _say_ready(name: str, slots: int) -> None:
-    print(f"ready {name} slots={slots}", flush=True)
-    notify("READY=1")
-
-
-@contextmanager
-def _health(file: Path | None) -> Iterator[Callable[[bool], None]]:
-    """Raises OSError."""
-    if file is None:
-        yield lambda _: None
-        return
-    health = Health(file)
-    try:
-        yield health.tell
-    finally:
-        health.close()
-
-
-@contextmanager
-def _systemd() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        notify("STOPPING=1")

@@ -46,8 +46,8 @@ def boot_clock() -> float:
 
 class Link:
     """Carries a session. `on_ready` is called once the distributor took us in;
-    `survey` is asked each second for what is mounted or installed now, and answers when that has changed. `health` is told whether we
-    serve.
+    `survey` is asked each second for what is mounted or installed now, and answers when that has changed. `each_tick` is told whether
+    we serve, and drain.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Link:
         on_ready: Callable[[], None],
         clock: Callable[[], float] = boot_clock,
         survey: Callable[[], e.Mounted | e.Installed | None] = lambda: None,
-        health: Callable[[bool], None] = lambda _: None,
+        each_tick: Callable[[bool, bool], None] = lambda *_: None,
     ) -> None:
         self._dial = dial
         self._session = session
@@ -72,7 +72,7 @@ class Link:
         self._on_ready = on_ready
         self._clock = clock
         self._survey = survey
-        self._health = health
+        self._each_tick = each_tick
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
         self._live: dict[e.Key, Runner] = {}
@@ -204,7 +204,7 @@ class Link:
         changed = self._survey()
         if changed is not None:
             self._feed(changed)
-        self._health(self._session.is_serving(now))
+        self._each_tick(self._session.is_serving(now), self._session.draining)
 
     def _look_back(self) -> None:
         try:

@@ -59,8 +59,8 @@ _WATCH_AGAIN_SECONDS: Final = 0.04  # while it grows
 _PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
 log = logging.getLogger("dwrap.distributor")
-Batch = list[tuple[bytes, zmq.Frame, list[bytes]]]
-"""Messages: the routing id, the first frame, with the connection's properties, and all frames."""
+Batch = list[tuple[bytes, zmq.Frame, list[bytes]]]  # routing id, the first frame with its properties, all frames
+"""Messages: the routing id, with the connection's properties, and the frames."""
 
 
 class Broker:
@@ -77,6 +77,7 @@ class Broker:
         ledger: Ledger | None = None,
         keyring: Keyring | None = None,
         most_connections: int = 65_536,
+        each_look: Callable[[], None] = lambda: None,
     ) -> None:
         """Binds the endpoints. Raises zmq.ZMQError when one cannot be had, KeysError when the installed libzmq will not do."""
         self._scheduler = scheduler
@@ -93,6 +94,7 @@ class Broker:
         self._keyring = keyring
         self._most_of_one = most_connections // 2
         self._most_silent = most_connections // 4
+        self._each_look = each_look
         self._watch = Watch()
         self._refused: list[e.Peer] = []  # since the last look around
         self._leaving: list[e.Peer] = []  # since the one before
@@ -203,8 +205,8 @@ class Broker:
             self._watch.forget(fd)
             self._lost(self._links.opened(fd) if kind == _ACCEPTED else self._links.closed(fd))
         self._bound_silent()
-        for rid, head, frames in strangers:
-            link = self._links.by_rid.get(rid) or self._meet(rid, head)
+        for rid, first, frames in strangers:
+            link = self._links.by_rid.get(rid) or self._meet(rid, first)
             if link is not None:
                 self._dispatch(link, frames)
         return len(batch) >= _BATCH or bool(self._early)
@@ -212,10 +214,10 @@ class Broker:
     def _dispatch_known(self, batch: Batch) -> Batch:
         """Handles the messages of connections that have spoken before. Returns the others."""
         strangers: Batch = []
-        for rid, head, frames in batch:
+        for rid, first, frames in batch:
             link = self._links.by_rid.get(rid)
             if link is None:
-                strangers.append((rid, head, frames))
+                strangers.append((rid, first, frames))
             else:
                 self._dispatch(link, frames)
         return strangers
@@ -234,12 +236,12 @@ class Broker:
         try:
             while len(batch) < _BATCH:
                 rid = receive(_NOBLOCK)
-                head = frame = receive(_NOBLOCK, copy=False)  # libzmq 4.3.4 leaves the properties off the routing id
-                frames = [head.bytes]
+                first = frame = receive(_NOBLOCK, copy=False)  # libzmq 4.3.4 leaves the properties out of the id's own frame
+                frames = [frame.bytes]
                 while frame.more:
                     frame = receive(_NOBLOCK, copy=False)
                     frames.append(frame.bytes)
-                batch.append((rid, head, frames))
+                batch.append((rid, first, frames))
         except zmq.Again:
             pass
         return batch
@@ -254,20 +256,20 @@ class Broker:
         except zmq.Again:
             return happenings
 
-    def _meet(self, rid: bytes, head: zmq.Frame) -> Connection | None:
+    def _meet(self, rid: bytes, first: zmq.Frame) -> Connection | None:
         """The first message of a connection: who is it? None when it has gone already, or may not stay."""
         try:
-            fd = int(head.get(zmq.SRCFD))
+            fd = int(first.get(zmq.SRCFD))
         except zmq.ZMQError:  # a message without properties: its sender speaks ZMTP 1 or 2, or something else altogether
             self._reports.unexpected("no_zmtp_3")
             return None
         if not self._links.is_open(fd) or self._links.is_overtaken(fd, rid):
             return None
-        who = of_message(head, fd, self._keyring)
+        who = of_message(first, fd, self._keyring)
         link, mistaken = self._links.bind(fd, rid, who)
         self._lost(mistaken)
         refusal = ""
-        if property_of(head, "Socket-Type") != "DEALER":
+        if property_of(first, "Socket-Type") != "DEALER":
             refusal = "only DEALER sockets are served"
         elif not rid.startswith(b"\0"):
             refusal = "the peer chose a routing id; leave it to the distributor"
@@ -426,6 +428,7 @@ class Broker:
             self._watch_at = now + (_WATCH_AGAIN_SECONDS if has_grown else _WATCH_SECONDS)
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
+            self._each_look()
             self._look_for_silence()
             self._end_refused()
             if self._keyring is not None and self._keyring.refresh(time.time()):

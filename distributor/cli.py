@@ -29,7 +29,7 @@ from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol import keys
 from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
-from dwrap.protocol.service import die, log_to_stderr, notify
+from dwrap.protocol.service import Watchdog, die, log_to_stderr, notify
 
 _STAMP_BYTES = 16
 _HOLD_SECONDS = 3.0
@@ -106,7 +106,8 @@ def main(
         past = ledger.past if ledger else Past(now, frozenset({epoch}), now + SILENCE_SECONDS)
         scheduler = Scheduler(_secret, past=past, strict=environment == "strict")
         reports = Reports(scheduler, epoch)
-        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger, keyring, most_connections)
+        alive = Watchdog(os.environ, os.getpid()).beat
+        broker = Broker(context, endpoints, scheduler, reports, _secret, insecure, ledger, keyring, most_connections, alive)
         url, stop_http = _serve_http(http_at, http_hosts, broker, reports)
     except keys.KeysError as error:
         die(f"cannot start: {error}")

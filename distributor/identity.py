@@ -94,13 +94,13 @@ def of_unix_peer(peer_address: str) -> Identity | None:
     return Identity(int(parts[1]), is_unix=True)
 
 
-def of_message(head: zmq.Frame, fd: int, keyring: Keyring | None) -> Who:
+def of_message(frame: zmq.Frame, fd: int, keyring: Keyring | None) -> Who:
     """Who has sent this message over this descriptor."""
-    key = keyring.of_user_id(property_of(head, "User-Id")) if keyring is not None else None
+    key = keyring.of_user_id(property_of(frame, "User-Id")) if keyring is not None else None
     if keyring is not None and key is not None:
         grant = keyring.grant(key)
         return Who(Identity(None, why="its key is not let in any more"), grant)
-    return Who(of_unix_peer(property_of(head, "Peer-Address")) or of_tcp_peer(fd))
+    return Who(of_unix_peer(property_of(frame, "Peer-Address")) or of_tcp_peer(fd))
 
 
 def property_of(frame: zmq.Frame, name: str) -> str:

@@ -10,6 +10,8 @@ import logging
 import os
 import socket
 import sys
+import time
+from collections.abc import Mapping
 from typing import NoReturn
 
 
@@ -37,7 +39,7 @@ def die(text: str) -> NoReturn:
 
 
 def notify(state: str) -> None:
-    """Tells systemd `READY=1` or `STOPPING=1`, when it asked to be told (sd_notify(3))."""
+    """Tells systemd `READY=1`, `STOPPING=1`, `STATUS=...`, when it asked to be told (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -46,3 +48,20 @@ def notify(state: str) -> None:
             manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
         except OSError as error:
             logging.getLogger("dwrap").warning("the service manager cannot be told %s: %s", state, error.strerror)
+
+
+class Watchdog:
+    """Tells systemd that a daemon's loop still turns, where the unit has WatchdogSec (sd_watchdog_enabled(3)); else does nothing."""
+
+    def __init__(self, environment: Mapping[str, str], pid: int) -> None:
+        allowed = environment.get("WATCHDOG_USEC", "")
+        is_ours = environment.get("WATCHDOG_PID", str(pid)) == str(pid)
+        self._every = int(allowed) / 2_000_000 if is_ours and allowed.isdecimal() else 0.0
+        self._due = 0.0
+
+    def beat(self) -> None:
+        """For each turn of the loop, which must come round more often than half of what the unit allows."""
+        now = time.monotonic()
+        if self._every and now >= self._due:
+            self._due = now + self._every
+            notify("WATCHDOG=1")
