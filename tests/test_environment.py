@@ -10,12 +10,16 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from farm import DWRAP, Farm, eventually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runner_bench import sanitized
 
 from dwrap.agent.stock import LOOK_SECONDS, Stock
 
@@ -174,6 +178,29 @@ def test_long_and_strange_text_stays_one_short_line(root: Path) -> None:
     assert len(said) < 240
     assert said.isprintable()
     assert len(said.rpartition(" #")[2]) == 16
+
+
+PIECES = [
+    b"Package: ", b"Version: ", b"Status: install ok installed", b"g++-12", b"\n", b"\n\n", b"P:", b"V:", b"ID=", b"\0", b"\xff", b" ",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES)))
+@settings(max_examples=60, deadline=None)
+def test_no_database_makes_it_read_where_it_must_not(pieces: list[bytes]) -> None:
+    program = sanitized()
+    if program is None:
+        pytest.skip("this compiler has no address sanitizer")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (DPKG.as_posix(), "/lib/apk/db/installed", "/etc/os-release", "/etc/dwrap/environment"):
+            put(Path(folder), path, "").write_bytes(b"".join(pieces) * 40)
+        for name in (b"-", b"--", b"a-", b"-1-2", b"gcc-1"):
+            (Path(folder) / "var/lib/pacman/local" / os.fsdecode(name)).mkdir(parents=True)
+        done = subprocess.run([program, "--environment", folder], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    said = done.stdout.partition(b"\n")[0]
+    assert len(said) < 256
+    assert said.decode("ascii").isprintable()
 
 
 def test_the_stamp_is_old_when_anything_changed(root: Path) -> None:
