@@ -71,6 +71,11 @@ attacks: setup
 nfs: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(LABS)
 
+# Agents in allocations of a real Slurm. Needs root and two packages (.ci/run packages installs them).
+.PHONY: slurm
+slurm: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest tests/test_slurm.py
+
 # Benchmarks assert, and start programs of their own choosing, as tests do.
 lint: setup
 	@$(BIN)/ruff check .
