@@ -14,6 +14,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "environment/environment.h"
@@ -25,6 +27,8 @@ _Noreturn static void send_last(struct run *run, struct packet head, const char 
     send_stashed(&run->control);
     exit(0);
 }
+
+enum { TERMINATION_MS = 50, SIGNALLED = 128 }; /* a shell's status for a command that a signal ended lies above this */
 
 enum fault { OF_THE_JOB, OF_THE_AGENT };
 
@@ -159,11 +163,41 @@ static bool is_starved(const struct run *run)
            starved_since(run->spec.oom);
 }
 
+/* From here on, SIGTERM waits. Nobody sends one to a runner alone: who does, ends everything here, as Slurm does an allocation, and a service
+ * manager or a shutdown a control group. */
+static void note_termination(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGTERM, SIG_DFL); /* an ignored one would not wait */
+}
+
+/* Is the command's end not its own doing, because everything here was told to end? Who died of it may have heard it before us. */
+static bool was_terminated(const struct run *run)
+{
+    sigset_t set;
+    bool by_it = (WIFSIGNALED(run->status) && WTERMSIG(run->status) == SIGTERM) ||
+                 (WIFEXITED(run->status) && WEXITSTATUS(run->status) == SIGNALLED + SIGTERM);
+    struct timespec wait = {0, by_it ? TERMINATION_MS * 1000000L : 0};
+    if (run->lost || !run->main_ended || run->status == 0)
+        return false;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    return sigtimedwait(&set, NULL, &wait) == SIGTERM;
+}
+
 static void finish(struct run *run)
 {
     struct outputs outputs = {.word = "coherent"};
     static struct report report;
     give_up_failed_start(run);
+    if (was_terminated(run)) {
+        run->lost = "everything there was told to end (SIGTERM)";
+        if (repeat_is_possible(&run->trace.repeat))
+            drop_held(run);
+    }
     if (is_starved(run)) {
         run->lost = starved_why();
         drop_held(run);
@@ -235,6 +269,7 @@ int main(int argc, char **argv)
     }
     if (!starter_serve(CONTROL_FD))
         return 0;
+    note_termination();
     setsid();
     syscall(SYS_close_range, LEASE_FD, LEASE_FD, 0);
     syscall(SYS_close_range, RUNS_FD + 1, ~0u, 0);

@@ -60,6 +60,52 @@ def record(bench: Bench, job: Job) -> tuple[int, Fields, bytes]:
     return uid, messages.decode_fields(data[RECORD.size : RECORD.size + size]), data[RECORD.size + size :]
 
 
+# ---- an end that is for everything here
+
+WITH_ALL = "everything there was told to end (SIGTERM)"
+
+
+def terminated(place: Bench, script: str, whom: str = "command, runner") -> Fields:
+    """The end of a job of which these are sent SIGTERM, in that order, once it is ready."""
+    mark = f"97{os.getpid()}"
+    job = place.start(sh(script.replace("MARK", mark)))
+    job.until(lambda: job.out[1])
+    for one in whom.split(", "):
+        for pid in processes_with(mark) if one == "command" else [job.runner.pid]:
+            os.kill(pid, signal.SIGTERM)
+    return job.finish()
+
+
+COPES = "trap 'echo help; exit {}' TERM; echo ready; sleep MARK & wait"
+
+
+@pytest.mark.parametrize(
+    ("rest", "whom"),
+    [
+        ("echo ready; exec sleep MARK", "command, runner"),
+        (COPES.format(143), "command, runner"),
+        (COPES.format(1), "runner, command"),  # another status is believed when the runner has heard of nothing yet
+    ],
+)
+def test_a_command_that_is_ended_with_everything_around_it_is_lost(place: Bench, rest: str, whom: str) -> None:
+    end = terminated(place, f"echo x >new; {rest}", whom)
+    assert (end.text("error"), end.text("reason"), end.number("repeat")) == ("lost", WITH_ALL, 1)
+    assert end.all("made") == [os.fsencode(place.cwd / "new")]
+
+
+def test_and_is_not_run_again_where_it_may_not_be(place: Bench) -> None:
+    end = terminated(place, "echo x >>old; echo ready; exec sleep MARK")
+    assert (end.text("error"), end.text("reason"), end.flag("repeat")) == ("lost", WITH_ALL, False)
+
+
+def test_one_that_ends_well_all_the_same_has_done_so(place: Bench) -> None:
+    assert terminated(place, COPES.format(0), "runner, command").number("status") == 0
+
+
+def test_a_signal_for_the_command_alone_is_its_own(place: Bench) -> None:
+    assert terminated(place, "echo ready; exec sleep MARK", "command").number("status") == signal.SIGTERM
+
+
 # ---- the lease
 
 

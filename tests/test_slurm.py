@@ -162,6 +162,26 @@ def test_a_distributor_in_an_allocation_makes_the_keys_and_keeps_its_jobs_over_a
     assert len(known.read_text().splitlines()) == 2
 
 
+def test_what_a_cancelled_agent_ran_runs_again_elsewhere(slurm: Cluster, distributor: str) -> None:
+    """`scancel` alone sends TERM to all processes of an allocation, commands too: that is no result of theirs."""
+    array = slurm.sbatch("--array=1-2", AGENTS)
+    eventually(lambda: len(agents(slurm)) == 2, 30, "both have come")
+    go = slurm.home / "go"
+    waiting = f'echo $$ >made; until [ -e {go} ]; do sleep 0.1; done; echo "through $(cat made | wc -l)"'
+    job = slurm.start("dwrap", "sh", "-c", waiting)
+    eventually(lambda: any(agent["assigned"] for agent in agents(slurm).values()), saying="one runs it")
+    (first,) = [name for name, agent in agents(slurm).items() if agent["assigned"]]
+    eventually((slurm.home / "made").exists)
+    slurm.run("scancel", f"{array}_{first.rpartition('-')[2]}")
+    eventually(lambda: first not in agents(slurm), 30, "the agent has gone")
+    go.touch()
+    assert job.communicate(timeout=30)[0] == "through 1\n"
+    assert job.returncode == 0
+    (record,) = [one for one in jobs(slurm) if one["command"] == "sh"]
+    assert record["where"] != first
+    assert (record["losses"], record["lost_why"]) == (1, f"agent {first}: everything there was told to end (SIGTERM)")
+
+
 def test_what_is_missing_is_said_in_one_line(slurm: Cluster) -> None:
     nowhere = slurm.sbatch(AGENTS)
     elsewhere = slurm.sbatch(AGENTS, "tcp://127.0.0.1:1", PATH="/usr/bin:/bin")
