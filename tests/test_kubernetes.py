@@ -221,6 +221,15 @@ def test_the_probe_asks_as_the_image_does() -> None:
     assert importlib.util.find_spec(command[command.index("-m") + 1])
 
 
+def test_the_rights_are_those_that_a_container_needs_elsewhere_too() -> None:
+    compose = FOLDER.parent.parent / "docker/compose.yaml"
+    if not compose.exists():
+        pytest.skip("there are no images here")
+    agent = pods(plain())["dwrap-agent"]["spec"]["containers"][0]
+    elsewhere = yaml.safe_load(compose.read_text(encoding="utf-8"))["services"]["agent"]
+    assert set(agent["securityContext"]["capabilities"]["add"]) == set(elsewhere["cap_add"])
+
+
 @pytest.mark.parametrize("user", ["root", USER])
 def test_the_init_container_makes_keys_that_dwrap_accepts(tmp_path: Path, short_dir: Path, user: str) -> None:
     if os.getuid() != 0:
@@ -245,13 +254,20 @@ def test_the_init_container_makes_keys_that_dwrap_accepts(tmp_path: Path, short_
         keys.read_pair(secret, "agent")
     with pytest.raises(keys.KeysError, match="others may have written it"):
         keys.known_distributor(secret, "tcp://dwrap-distributor:7776")
-    command = [word.replace("/secret/", f"{secret}/").replace("/keys/", f"{place}/") for word in init["command"]]
+    for name in ("tmp", "run/dwrap"):
+        (short_dir / name).mkdir(parents=True)
+        (short_dir / name).chmod(0o777)
+    shared = [mount["mountPath"] for mount in init["volumeMounts"]]
+    assert sorted(shared) == ["/keys", "/run/dwrap", "/secret", "/tmp"]
+    command = [re.sub(rf"(?<=\s)({'|'.join(shared)})\b", rf"{short_dir}\1", word) for word in init["command"]]
     subprocess.run(command if user == "root" else as_user("env", *command), check=True, timeout=30)
     made = place / "own"
     assert made.owner() == user
     assert keys.read_pair(made, "agent") == keys.read_pair(source, "agent")
     assert keys.known_distributor(made, "tcp://dwrap-distributor:7776") == server
     assert {file.stat().st_mode & 0o777 for file in made.iterdir()} == {0o600}
+    if user == "root":  # where jobs of several users run
+        assert [(short_dir / name).stat().st_mode & 0o7777 for name in ("tmp", "run/dwrap")] == [0o1777, 0o755]
 
 
 # ---- autoscaling ----
