@@ -1,0 +1,167 @@
+"""A fresh Debian that boots systemd, in a container: packages are installed, upgraded and purged there, never on this machine.
+
+Knows debootstrap, overlayfs and systemd-nspawn. The base is made once, with this machine's own mirror and keyring, and kept in /var/tmp;
+a machine is a copy of it that is gone afterwards. It has loopback only: what apt needs is in the base's cache. Does not know dwrap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+RELEASE = "bookworm"
+BASE = Path(f"/var/tmp/dwrap-debian-{RELEASE}")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+PRESENT = ["systemd", "systemd-sysv", "dbus", "g++", "man-db", "ca-certificates"]
+BOOT_SECONDS = 60.0
+STEP_SECONDS = 0.05
+
+
+class MachineError(Exception):
+    """There can be no such machine here; the text is one line and says why."""
+
+
+def prerequisites() -> str:
+    """What is missing for one; empty when nothing is."""
+    if os.geteuid() != 0:
+        return "a Debian of its own needs root"
+    missing = [program for program in ("debootstrap", "systemd-nspawn", "nsenter", "mount") if not shutil.which(program)]
+    if missing:
+        return f"a Debian of its own needs {', '.join(missing)}: apt-get install debootstrap systemd-container"
+    return "" if KEYRING.exists() else f"a Debian of its own needs {KEYRING}: apt-get install debian-archive-keyring"
+
+
+def mirror() -> str:
+    """Where this machine's apt gets Debian from. Raises MachineError."""
+    for file in sorted(Path("/etc/apt").glob("sources.list.d/*.sources")) + sorted(Path("/etc/apt").glob("sources.list.d/*.list")):
+        found = re.search(r"(?m)^URIs:\s*(\S+/debian)/?$|^deb\s+(?:\[.*?\]\s*)?(\S+/debian)/?\s", file.read_text())
+        if found:
+            return str(found[1] or found[2])
+    file = Path("/etc/apt/sources.list")
+    found = re.search(r"(?m)^deb\s+(?:\[.*?\]\s*)?(\S+/debian)/?\s", file.read_text()) if file.exists() else None
+    if not found:
+        raise MachineError("this machine's apt names no mirror of Debian")
+    return found[1]
+
+
+def base(downloaded: list[str]) -> Path:
+    """The kept base, with these packages and what they need in apt's cache. Raises MachineError."""
+    stamp = BASE / "var/cache/dwrap-base"
+    wanted = " ".join([*PRESENT, "/", *downloaded])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return BASE
+    shutil.rmtree(BASE, ignore_errors=True)
+    run(["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", RELEASE, str(BASE), mirror()])
+    shutil.copy("/etc/resolv.conf", BASE / "etc/resolv.conf")
+    (BASE / "etc/apt/apt.conf.d/docker-clean").unlink(missing_ok=True)
+    in_base = ["chroot", str(BASE), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends"]
+    run([*in_base, "install", *PRESENT])
+    run([*in_base, "install", "--download-only", *downloaded])
+    stamp.write_text(wanted)
+    return BASE
+
+
+def run(command: list[str], seconds: float = 600) -> str:
+    """Runs it, and returns what it said. Raises MachineError with its last lines."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    if done.returncode != 0:
+        raise MachineError(f"{' '.join(command[:2])} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-400:]}")
+    return done.stdout
+
+
+class Machine:
+    """One that has booted. Commands run in it as root, with a short environment."""
+
+    def __init__(self, root: Path, leader: int) -> None:
+        self.root = root
+        self._leader = leader
+
+    def command(self, *words: str, user: str = "root", **environment: str) -> list[str]:
+        """The words that run these in the machine."""
+        settings = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **environment}
+        enter = ["nsenter", "--target", str(self._leader), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"]
+        home = "/root" if user == "root" else f"/home/{user}"
+        become = [] if user == "root" else ["runuser", "--user", user, "--"]
+        settings.setdefault("HOME", home)
+        return [*enter, *become, "env", "-i", "-C", home, *(f"{name}={value}" for name, value in settings.items()), *words]
+
+    def run(self, *words: str, status: int | None = 0, seconds: float = 120, user: str = "root", **environment: str) -> str:
+        """Runs them, and returns what they said on both streams. Any other status than this one is a failure; None: all are well."""
+        done = subprocess.run(
+            self.command(*words, user=user, **environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds
+        )
+        assert status is None or done.returncode == status, f"{' '.join(words)} ended with {done.returncode}: {done.stdout}"
+        return done.stdout.strip()
+
+    def start(self, *words: str, user: str = "root", **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*words, user=user, **environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def until(self, *words: str, says: str, seconds: float = 30) -> None:
+        """Runs them again and again until they say that."""
+        deadline = time.monotonic() + seconds
+        while (said := self.run(*words, status=None)) != says:
+            assert time.monotonic() < deadline, f"{' '.join(words)} still says {said!r}, not {says!r}"
+            time.sleep(STEP_SECONDS)
+
+
+@contextlib.contextmanager
+def booted(downloaded: list[str]) -> Iterator[Machine]:
+    """A machine for as long as the context lasts. Raises MachineError."""
+    lower = base(downloaded)
+    place = Path(tempfile.mkdtemp(prefix="dwrap-debian-", dir="/var/tmp"))
+    root = place / "root"
+    for folder in ("root", "upper", "work"):
+        (place / folder).mkdir()
+    try:
+        run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work", str(root)])
+        try:
+            with _container(root) as leader:
+                yield Machine(root, leader)
+        finally:
+            run(["umount", "--lazy", str(root)])
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _container(root: Path) -> Iterator[int]:
+    """Boots it; yields the process id of its init."""
+    words = ["systemd-nspawn", "--quiet", "--directory", str(root), "--private-network", "--register=no", "--keep-unit", "--boot",
+             f"--machine={root.parent.name}", "--console=pipe", "systemd.show_status=no"]  # fmt: skip
+    with open(root.parent / "boot.log", "wb") as log:
+        container = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        leader = _leader(container, root.parent / "boot.log")
+        machine = Machine(root, leader)
+        machine.until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
+        yield leader
+    finally:
+        container.send_signal(signal.SIGTERM)  # an orderly shutdown
+        try:
+            container.wait(BOOT_SECONDS)
+        except subprocess.TimeoutExpired:
+            container.kill()
+            container.wait()
+
+
+def _leader(container: subprocess.Popen[bytes], log: Path) -> int:
+    deadline = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < deadline:
+        if container.poll() is not None:
+            raise MachineError(f"systemd-nspawn does not boot here: {log.read_text('utf-8', 'replace').strip()[-400:]}")
+        for child in Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+                    return int(child)
+        time.sleep(STEP_SECONDS)
+    raise MachineError(f"systemd-nspawn does not come to booting here within {BOOT_SECONDS:.0f} s")
