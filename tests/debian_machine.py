@@ -93,6 +93,10 @@ class Machine:
         settings.setdefault("HOME", home)
         return [*enter, *become, "env", "-i", "-C", home, *(f"{name}={value}" for name, value in settings.items()), *words]
 
+    def enter_network(self, *words: str) -> list[str]:
+        """The words that run a program of this machine in that one's network."""
+        return ["nsenter", "--target", str(self._leader), "--net", *words]
+
     def run(self, *words: str, status: int | None = 0, seconds: float = 120, user: str = "root", **environment: str) -> str:
         """Runs them, and returns what they said on both streams. Any other status than this one is a failure; None: all are well."""
         done = subprocess.run(

@@ -27,9 +27,9 @@ class Terminal:
     def __init__(self, home: Path) -> None:
         pid, self._fd = pty.fork()
         if pid == 0:
-            settings = {"HOME": str(home), "PATH": os.environ["PATH"], "TERM": "dumb", "COLUMNS": "2000", "XDG_CONFIG_HOME": str(home / ".config")}
+            settings = {"HOME": str(home), "PATH": os.environ["PATH"], "TERM": "dumb", "XDG_CONFIG_HOME": str(home / ".config")}
             os.chdir(home)
-            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], settings)
+            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], settings)  # noqa: S606 # a shell it is
         self._pid, self._count = pid, 0
         self.type(f"PS1=; stty -echo cols 2000; bind 'set completion-query-items 0'; source {FRAMEWORK}")
         for file in ("dwrap", "dwrapctl", "dwrap-agent", "dwrap-distributor"):
@@ -88,7 +88,9 @@ def test_options_and_commands_of_the_wrapper(terminal: Terminal) -> None:
     assert terminal.words("dwrap -- dwrapctl stat") == ["dwrap", "--", "dwrapctl", "status"]
 
 
-@pytest.mark.parametrize("named", ["tcp://build.host:7776", "ipc:///run/x.sock", "10.0.0.5", "10.0.0.5:7776", "[::1]:7776", "host:7776", "farm2"])
+@pytest.mark.parametrize(
+    "named", ["tcp://build.host:7776", "ipc:///run/x.sock", "10.0.0.5", "10.0.0.5:7776", "[::1]:7776", "host:7776", "farm2"]
+)
 def test_behind_a_distributor_comes_the_command(terminal: Terminal, named: str) -> None:
     assert terminal.words(f"dwrap {named} dwrapctl stat")[-2:] == ["dwrapctl", "status"]
     assert terminal.words(f"dwrap -H {named} dwrapctl stat")[-2:] == ["dwrapctl", "status"]
@@ -115,7 +117,8 @@ def test_fish_asks_the_program(tmp_path: Path) -> None:
         pytest.skip("fish is not installed")
     lines = [f"source {COMPLETION}/fish/{name}.fish" for name in ("dwrap", "dwrapctl")]
     asked = "; ".join([*lines, "complete --do-complete 'dwrapctl stat'", "complete --do-complete 'dwrap dwrapctl slo'"])
-    done = subprocess.run([fish, "--no-config", "-c", asked], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([fish, "--no-config", "-c", asked], env=home, capture_output=True, text=True, timeout=60)
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["status", "slots"], done.stderr
 
 

@@ -1,4 +1,6 @@
-"""The manual pages: each option of each program's --help is in its page, each in the page is an option, and man reads them without a word."""
+"""The manual pages: each option of each program's --help is in its page, each in the page is an option, and man reads them without
+a word.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,8 @@ def test_pages_are_read_without_a_word(page: Path) -> None:
     if not shutil.which("man"):
         pytest.skip("man-db is not installed")
     command = ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(page)]
-    done = subprocess.run(command, env={**os.environ, "LC_ALL": "C.UTF-8", "MANROFFSEQ": "", "MANWIDTH": "80"}, capture_output=True, text=True)
+    settings = {**os.environ, "LC_ALL": "C.UTF-8", "MANROFFSEQ": "", "MANWIDTH": "80"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
