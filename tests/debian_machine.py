@@ -142,20 +142,50 @@ def _container(root: Path) -> Iterator[int]:
     """Boots it; yields the process id of its init."""
     words = ["systemd-nspawn", "--quiet", "--directory", str(root), "--private-network", "--register=no", "--keep-unit", "--boot",
              f"--machine={root.parent.name}", "--console=pipe", "systemd.show_status=no"]  # fmt: skip
-    with open(root.parent / "boot.log", "wb") as log:
-        container = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    try:
-        leader = _leader(container, root.parent / "boot.log")
-        machine = Machine(root, leader)
-        machine.until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
-        yield leader
-    finally:
-        container.send_signal(signal.SIGTERM)  # an orderly shutdown
+    with _groups(root.parent.name) as groups, open(root.parent / "boot.log", "wb") as log:
+        enter = " ".join(f"echo $$ > {group}/cgroup.procs;" for group in groups)
+        container = subprocess.Popen(["sh", "-c", f'{enter} exec "$@"', "sh", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        leader = 0
         try:
+            leader = _leader(container, root.parent / "boot.log")
+            Machine(root, leader).until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
+            yield leader
+        finally:
+            if leader:
+                os.kill(leader, signal.SIGKILL)  # with it ends everything in its PID namespace; nothing there is to be kept
+            else:
+                container.kill()
             container.wait(BOOT_SECONDS)
-        except subprocess.TimeoutExpired:
-            container.kill()
-            container.wait()
+
+
+@contextlib.contextmanager
+def _groups(name: str) -> Iterator[list[Path]]:
+    """Control groups of its own, of either version: else all such machines, and what is left of one, would share theirs."""
+    tops = [top for top in (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified")) if top.is_dir()] or [Path("/sys/fs/cgroup")]
+    groups = [top / name for top in tops]
+    try:
+        for group in groups:
+            group.mkdir()
+    except OSError as error:
+        raise MachineError(f"control groups cannot be made here: {error.strerror or error}") from error
+    try:
+        yield groups
+    finally:
+        for group in groups:
+            for folder, _, _ in os.walk(group, topdown=False):
+                _remove_group(Path(folder))
+
+
+def _remove_group(group: Path) -> None:
+    """Once the last of its processes has been reaped."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    while True:
+        try:
+            return group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(STEP_SECONDS)
 
 
 def _leader(container: subprocess.Popen[bytes], log: Path) -> int:
