@@ -7,12 +7,12 @@ a machine is a copy of it that is gone afterwards. It has loopback only: what ap
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +23,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PRESENT = ["systemd", "systemd-sysv", "dbus", "g++", "man-db", "ca-certificates"]
 BOOT_SECONDS = 60.0
 STEP_SECONDS = 0.05
+_SERIAL = itertools.count()
 
 
 class MachineError(Exception):
@@ -83,6 +84,7 @@ class Machine:
     def __init__(self, root: Path, leader: int) -> None:
         self.root = root
         self._leader = leader
+        self.started: list[subprocess.Popen[str]] = []
 
     def command(self, *words: str, user: str = "root", **environment: str) -> list[str]:
         """The words that run these in the machine."""
@@ -106,9 +108,18 @@ class Machine:
         return done.stdout.strip()
 
     def start(self, *words: str, user: str = "root", **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*words, user=user, **environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self.started.append(process)
+        return process
+
+    @property
+    def is_up(self) -> bool:
+        """Its init ends only once we have reaped what we started there."""
+        for process in self.started:
+            process.poll()
+        return Path(f"/proc/{self._leader}").exists()
 
     def until(self, *words: str, says: str, seconds: float = 30) -> None:
         """Runs them again and again until they say that."""
@@ -122,15 +133,16 @@ class Machine:
 def booted(downloaded: list[str]) -> Iterator[Machine]:
     """A machine for as long as the context lasts. Raises MachineError."""
     lower = base(downloaded)
-    place = Path(tempfile.mkdtemp(prefix="dwrap-debian-", dir="/var/tmp"))
+    place = Path("/var/tmp", f"dwrap-debian-{os.getpid()}-{next(_SERIAL)}")  # a machine's name may not have all that mkdtemp's have
+    place.mkdir()
     root = place / "root"
     for folder in ("root", "upper", "work"):
         (place / folder).mkdir()
     try:
         run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work", str(root)])
         try:
-            with _container(root) as leader:
-                yield Machine(root, leader)
+            with _container(root) as machine:
+                yield machine
         finally:
             run(["umount", "--lazy", str(root)])
     finally:
@@ -138,23 +150,28 @@ def booted(downloaded: list[str]) -> Iterator[Machine]:
 
 
 @contextlib.contextmanager
-def _container(root: Path) -> Iterator[int]:
-    """Boots it; yields the process id of its init."""
+def _container(root: Path) -> Iterator[Machine]:
+    """Boots it, and ends it."""
     words = ["systemd-nspawn", "--quiet", "--directory", str(root), "--private-network", "--register=no", "--keep-unit", "--boot",
              f"--machine={root.parent.name}", "--console=pipe", "systemd.show_status=no"]  # fmt: skip
     with _groups(root.parent.name) as groups, open(root.parent / "boot.log", "wb") as log:
         enter = " ".join(f"echo $$ > {group}/cgroup.procs;" for group in groups)
         container = subprocess.Popen(["sh", "-c", f'{enter} exec "$@"', "sh", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        leader = 0
         try:
             leader = _leader(container, root.parent / "boot.log")
-            Machine(root, leader).until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
-            yield leader
+        except MachineError:
+            container.kill()
+            container.wait()
+            raise
+        machine = Machine(root, leader)
+        try:
+            machine.until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
+            yield machine
         finally:
-            if leader:
+            if container.poll() is None:
                 os.kill(leader, signal.SIGKILL)  # with it ends everything in its PID namespace; nothing there is to be kept
-            else:
-                container.kill()
+            for process in machine.started:
+                process.wait(BOOT_SECONDS)
             container.wait(BOOT_SECONDS)
 
 

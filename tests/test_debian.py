@@ -4,6 +4,7 @@ upgraded and purged. The tests follow one another on one machine, in this order.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -55,34 +56,40 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return debs(place)
 
 
-@pytest.fixture(scope="module")
-def machine(packages: dict[str, Path]) -> Iterator[Machine]:
-    """One that has none of them yet, and a user."""
+@contextlib.contextmanager
+def machine_with(packages: dict[str, Path]) -> Iterator[Machine]:
+    """A fresh one on which apt has installed them, with a user."""
     try:
-        with debian_machine.booted(NEEDED) as fresh:
+        with debian_machine.booted(NEEDED) as machine:
             for deb in packages.values():
-                shutil.copy(deb, fresh.root / "root")
-            fresh.run("useradd", "--create-home", USER)
-            (fresh.root / HOME[1:] / "answer.cpp").write_text("int main() { return 0; }\n")
-            yield fresh
-            print(fresh.run("journalctl", "--no-pager", "--lines=200", "--unit=dwrap-*", status=None))
+                shutil.copy(deb, machine.root / "root")
+            machine.run("useradd", "--create-home", USER)
+            (machine.root / HOME[1:] / "answer.cpp").write_text("int main() { return 0; }\n")
+            machine.run("apt-get", "install", "-y", "--no-install-recommends", *(f"./{deb.name}" for deb in packages.values()))
+            yield machine
+            if machine.is_up:
+                print(machine.run("journalctl", "--no-pager", "--lines=200", "--unit=dwrap-*", status=None))
     except MachineError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
-def installed(machine: Machine, packages: dict[str, Path]) -> Machine:
-    machine.run("apt-get", "install", "-y", "--no-install-recommends", *(f"./{deb.name}" for deb in packages.values()))
-    return machine
+def installed(packages: dict[str, Path]) -> Iterator[Machine]:
+    with machine_with(packages) as machine:
+        yield machine
 
 
 @pytest.fixture(scope="module")
 def farm(installed: Machine) -> Machine:
+    return as_a_farm(installed)
+
+
+def as_a_farm(machine: Machine) -> Machine:
     """As docs/bare-metal.md says for all three on one machine."""
-    append(installed, "/etc/dwrap/agent.conf", f"DISTRIBUTOR={ADDRESS}")
-    append(installed, "/etc/dwrap/client.conf", f"distributor = {ADDRESS}")
-    installed.run("systemctl", "restart", "dwrap-agent")
-    return installed
+    append(machine, "/etc/dwrap/agent.conf", f"DISTRIBUTOR={ADDRESS}")
+    append(machine, "/etc/dwrap/client.conf", f"distributor = {ADDRESS}")
+    machine.run("systemctl", "restart", "dwrap-agent")
+    return machine
 
 
 def append(machine: Machine, file: str, line: str) -> None:
@@ -114,9 +121,12 @@ class Job:
         self.wrapper = machine.start("dwrap", "sh", "-c", script, user=USER, **MASQUERADE)
         eventually(lambda: is_in(machine, f"{self._name}.started"), saying="the job does not start")
 
+    def may_end(self) -> None:
+        (self._machine.root / f"{self._name}.may-end"[1:]).touch()
+
     def ends(self) -> tuple[int, str]:
         """Lets it; the wrapper's status and what it said."""
-        (self._machine.root / f"{self._name}.may-end"[1:]).touch()
+        self.may_end()
         said, _ = self.wrapper.communicate(timeout=60)
         return self.wrapper.returncode, said
 
@@ -350,3 +360,22 @@ def test_a_purge_leaves_nothing_but_the_user(farm: Machine) -> None:
     assert farm.run("getent", "passwd", "dwrap").endswith("/usr/sbin/nologin")
     commands = [file.read_bytes() for file in (farm.root / "proc").glob("[0-9]*/cmdline")]
     assert not [command for command in commands if b"dwrap-" in command]
+
+
+@pytest.mark.parametrize("seconds", [1, 3600])
+def test_a_shutdown_does_not_wait_for_jobs_for_ever(packages: dict[str, Path], seconds: int) -> None:
+    """With the control: one that is told to wait does."""
+    with machine_with(packages) as machine:
+        append(as_a_farm(machine), "/etc/dwrap/agent.conf", f"SHUTDOWN_SECONDS={seconds}")
+        machine.run("systemctl", "restart", "dwrap-agent")
+        job = Job(machine, "held")
+        machine.run("systemctl", "poweroff", "--no-block")
+        if seconds == 1:
+            eventually(lambda: not machine.is_up, seconds=30, saying="the machine waits for the job")
+        else:
+            machine.until("systemctl", "show", "--value", "--property=StatusText", "dwrap-agent", says="draining")
+            assert machine.is_up
+            job.may_end()
+            eventually(lambda: not machine.is_up, seconds=30, saying="the machine waits for nothing")
+            assert job.has_ended
+        job.wrapper.communicate(timeout=30)
