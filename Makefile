@@ -37,7 +37,7 @@ DEMO   := build/demo
 $(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
 	@./bootstrap.sh $(PYTHON) $(VENV)
 
-.PHONY: setup demo test faults attacks nfs lint bench proof third-party chaos clean
+.PHONY: setup demo test faults attacks nfs debian lint bench proof third-party chaos clean
 setup: $(VENV)/ready
 	@$(MAKE) --no-print-directory programs
 
@@ -56,10 +56,12 @@ FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once ou
 ATTACKS := $(patsubst %,tests/test_%.py,private private_jobs unbounded keys_farm curve_tampered secrets hostile_text wrapper_squatter)
 # Those that boot labs of several hosts.
 LABS := tests/test_nfs.py tests/test_doctor_nfs.py
+# Packages, on a fresh Debian that boots systemd.
+DEBIAN := tests/test_debian.py
 
-# All but those three groups, or TESTS.
+# All but those four groups, or TESTS.
 test: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS)))
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS) $(DEBIAN)))
 
 faults: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(FAULTS)
@@ -75,6 +77,10 @@ nfs: setup
 .PHONY: slurm
 slurm: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest tests/test_slurm.py
+
+# Builds the Debian packages; installs, uses, upgrades and purges them in a container. Needs root and packages; two minutes.
+debian: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(DEBIAN)
 
 # Benchmarks assert, and start programs of their own choosing, as tests do.
 lint: setup

@@ -27,7 +27,7 @@ def main(packages: list[str]) -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
     first = Path("debian", packages[0])
     for room in ROOMS:
-        unwanted = shutil.ignore_patterns("*.c", "*.h", "__pycache__")
+        unwanted = shutil.ignore_patterns("*.c", "*.h", "*.md", "*.txt", "__pycache__")
         shutil.copytree(room, first / SITE / "dwrap" / room, ignore=unwanted, dirs_exist_ok=True)
     about = first / SITE / f"dwrap-{project['version']}.dist-info"
     about.mkdir(exist_ok=True)
