@@ -255,7 +255,10 @@ int main(int argc, char **argv)
     if (argc == 2 && strcmp(argv[1], "--probe-tree") == 0)
         return tree_probe();
     if (argc >= 2 && argc <= 4 && strcmp(argv[1], "--environment") == 0) {
-        environment_print(argc > 2 ? argv[2] : "", argc > 3 ? argv[3] : NULL);
+        if (!environment_print(argc > 2 ? argv[2] : "", argc > 3 ? argv[3] : NULL, NULL)) {
+            fprintf(stderr, "dwrap-runner: a package database cannot be read to its end\n");
+            return 1;
+        }
         return 0;
     }
     ignore_signals();

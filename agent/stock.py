@@ -50,8 +50,12 @@ class Stock:
                 return self._told
         elif now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
-            self._looking = threading.Thread(target=self._look_again, daemon=True)
-            self._looking.start()
+            looking = threading.Thread(target=self._look_again, daemon=True)
+            try:
+                looking.start()
+                self._looking = looking
+            except RuntimeError as error:  # jobs have used up the threads: there is a next time
+                log.warning("cannot look at what is installed here: %s", error)
         return None
 
     def _look_again(self) -> None:
@@ -61,7 +65,7 @@ class Stock:
             log.warning("%s", error)
 
     def _look(self) -> Installed | None:
-        """None when nothing has changed since the last look."""
+        """None when nothing has changed since the last look. Raises OSError, also when a database could not be read to its end."""
         try:
             done = subprocess.run(  # noqa: S603 # nosec B603 # our own program
                 [self._program, "--environment", self._root, self._stamp], capture_output=True, check=True, timeout=_ANSWER_SECONDS
@@ -73,7 +77,5 @@ class Stock:
         if facts.get("stamp", "") == self._stamp:
             return None
         self._stamp = facts.get("stamp", "")
-        lines = sorted(packages.splitlines())
-        while sum(len(line) + 1 for line in lines) > MAX_PACKAGES_BYTES:
-            lines.pop()
-        return Installed(facts.get("environment", ""), facts.get("cpu", ""), "\n".join(lines))
+        text = "\n".join(sorted(packages.splitlines())).encode()[:MAX_PACKAGES_BYTES].decode("utf-8", "ignore")
+        return Installed(facts.get("environment", ""), facts.get("cpu", ""), text)

@@ -224,6 +224,8 @@ def slots(context: click.Context) -> None:
         mine = alike.Own() if isinstance(answer, Mapping) and answer.get("environment") == "warn" else alike.own(Surroundings())
         taking = [agent for agent in _listed(answer, "agents") if doctor.serves(agent, os.getuid()) and mine.is_like(agent)]
         number = sum(int(agent.get("slots", 0)) for agent in taking)
+        if not number:
+            _complain(ControlError("no agent takes your jobs now: dwrapctl doctor says why; this is the number of processors here"), 0)
     except ControlError as error:
         _complain(error, 0)
         number = 0

@@ -64,8 +64,13 @@ class Fleet:
         return agent
 
     def _rename(self, agent: Agent, spec: e.AgentSpec) -> None:
-        self._jobs.placement.remove(agent)
+        jobs, pool = self._jobs, agent.pool
+        jobs.placement.remove(agent)
         self._roster.rename(agent, spec)
+        if agent.pool == pool:
+            return
+        for job in [jobs.by_id[name] for name in agent.jobs if jobs.by_id[name].state is JobState.OFFERED]:
+            jobs.requeue(job, "withdrawn", f"agent {agent.name} is not what it was when it was chosen")
 
     def heartbeat(self, event: e.Heartbeat) -> None:
         """HEARTBEAT. The first one shows that the agent is who it is."""

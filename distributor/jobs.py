@@ -42,7 +42,7 @@ _Wish: TypeAlias = tuple[object, ...]
 
 def _wish(job: Job) -> _Wish:
     """What makes agents fit for a job. Where it lies is left out: that is no matter of time."""
-    return job.uid, job.spec.labels, job.spec.agent, job.spec.identity, job.spec.cpu
+    return job.uid, job.spec.labels, job.spec.identity, job.spec.cpu
 
 
 class Jobs:
@@ -156,15 +156,24 @@ class Jobs:
 
     def _wait_for_an_agent(self, job: Job, verdict: Verdict) -> None:
         """There may be one soon. But if there was none for others of its kind for so long already, a build need not wait for each job."""
-        if len(self._in_vain) >= _MAX_WISHES:
-            self._in_vain.clear()
-        since = self._in_vain.setdefault(_wish(job), self.now)
+        since = self._in_vain_since(job)
         if self.now - since >= NO_AGENT_SECONDS:
             return self.answer(job, verdict.verb, f"{verdict.reason} (for {self.now - since:.0f} s)")
         self.room.make_homeless(job)
         if job.homeless_since is None:
-            job.homeless_since = self.now
-            self.timers.at(since + NO_AGENT_SECONDS, self._homeless_due, job, self.now)
+            job.homeless_since = since
+            self.timers.at(since + NO_AGENT_SECONDS, self._homeless_due, job, since)
+
+    def _in_vain_since(self, job: Job) -> float:
+        """Since when no agent may take such jobs. A job that has run somewhere, or asks for one agent by name, has a clock of its own:
+        the first must not be given up sooner because of others, and the second's agent may come and go while its pool stays.
+        """
+        if job.was_committed or job.spec.agent:
+            return self.now if job.homeless_since is None else job.homeless_since
+        wish = _wish(job)
+        if wish not in self._in_vain and len(self._in_vain) >= _MAX_WISHES:
+            del self._in_vain[next(iter(self._in_vain))]
+        return self._in_vain.setdefault(wish, self.now)
 
     def _readmit_all(self) -> None:
         """Every waiting job is judged anew."""
@@ -224,7 +233,7 @@ class Jobs:
     def _homeless_due(self, job: Job, since: float) -> None:
         if job.homeless_since == since and self.room.homeless.get(job.id) is job:
             verdict = self.room.judge(job.spec, job.uid)
-            self.answer(job, verdict.verb, f"{verdict.reason} (waited {self.now - since:.0f} s)")
+            self.answer(job, verdict.verb, f"{verdict.reason} (for {self.now - since:.0f} s)")
 
     def assign(self, job: Job, payload: tuple[bytes, ...]) -> None:
         """GO has come in time: the agent that holds a slot for the job gets it."""

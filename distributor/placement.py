@@ -172,7 +172,7 @@ class Placement:
     def example(self, pool: Pool) -> str:
         """The name of one of its agents, for people."""
         group = self._groups.get(pool)
-        return f"agent {min(agent.name for agent in group.agents)}" if group else "an agent"
+        return f"agent {next(iter(group.agents)).name}" if group else "an agent"
 
     def pools_of(self, name: str) -> Collection[Pool]:
         """The pool that the serving agent of this name is in, if there is one."""

@@ -60,6 +60,7 @@ def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool], name: Callable[
     """
     able: list[Pool] = []
     others: list[Pool] = []
+    strange: list[Pool] = []
     elsewhere = unlike = unserved = ""
     for pool in pools:
         if unserved_here := why_not_served(uid, pool):
@@ -69,19 +70,21 @@ def judge(spec: JobSpec, uid: int | None, pools: Iterable[Pool], name: Callable[
         elif outside := why_here(spec, pool):
             elsewhere = outside
         elif spec.cpu and spec.cpu != pool.cpu:
-            unlike = f"no agent has your processor, on which its result depends: {name(pool)} has {pool.cpu or 'an unknown one'}"
+            strange.append(pool)
         elif spec.identity and spec.identity != pool.identity:
             others.append(pool)
         else:
             able.append(pool)
     if able or (others and not strict):
         return Verdict(tuple(able or others))
+    is_chosen = bool(spec.labels or spec.agent)  # then no other machine will do, this one neither
+    if others or strange:
+        remedy = "; DWRAP_ENVIRONMENT=any allows it" if is_chosen and others else ""
+        return Verdict((), "REFUSED" if is_chosen else "UNAVAILABLE", why_other(spec, others, strange, name) + remedy)
     if elsewhere:
         return Verdict((), "HERE", elsewhere)
-    if others:
-        return Verdict((), "UNAVAILABLE", why_other(spec, others, name))
     if unlike:
-        return Verdict((), "REFUSED" if spec.labels or spec.agent else "UNAVAILABLE", unlike)
+        return Verdict((), "REFUSED" if is_chosen else "UNAVAILABLE", unlike)
     if spec.agent and not unserved:
         return Verdict((), "REFUSED", f"no agent has the label {AGENT_LABEL}{spec.agent}")
     return Verdict((), "UNAVAILABLE", unserved or "no agent is connected; start one with dwrap-agent")
@@ -109,9 +112,11 @@ def why_unlike(spec: JobSpec, pool: Pool) -> str:
     return ""
 
 
-def why_other(spec: JobSpec, pools: Sequence[Pool], name: Callable[[Pool], str]) -> str:
-    """How the environment of these agents is not the job's."""
-    nearest = max(pools, key=lambda pool: likeness.nearness(pool.identity, spec.identity))
+def why_other(spec: JobSpec, others: Sequence[Pool], strange: Sequence[Pool], name: Callable[[Pool], str]) -> str:
+    """How the environment of these agents, or the processor of those, is not what the job needs."""
+    if not others:
+        return f"no agent has your processor, on which its result depends: {name(strange[0])} has {strange[0].cpu or 'an unknown one'}"
+    nearest = max(others, key=lambda pool: likeness.nearness(pool.identity, spec.identity))
     return f"no agent has your environment: {name(nearest)} {likeness.difference(nearest.identity, spec.identity)}"
 
 

@@ -6,6 +6,7 @@ Knows who may register under which name, and leases. Does not know what becomes 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Final
 
 from dwrap.distributor import events as e
@@ -61,7 +62,7 @@ class Roster:
 
     def enter(self, event: e.Registered, token: str, now: float) -> Agent:
         """A new agent."""
-        agent = Agent(event.peer, event.uid, event.spec, token, event.owner)
+        agent = Agent(event.peer, event.uid, self._with_known_packages(event.spec), token, event.owner)
         agent.heard_at = now
         agent.lease_until = now + LEASE_SECONDS
         standing = self._standings.get(event.spec.name)
@@ -75,8 +76,14 @@ class Roster:
         """An agent says anew what it is."""
         del self._by_name[agent.name]
         self.with_views += spec.views - agent.spec.views
+        spec = self._with_known_packages(spec)
         agent.spec, agent.pool, agent.draining = spec, pool_of(spec), spec.draining
         self._by_name[spec.name] = agent
+
+    def _with_known_packages(self, spec: e.AgentSpec) -> e.AgentSpec:
+        """The same; the list of packages, which may be long, is kept once for all agents that have it."""
+        known = (agent.spec.packages for agent in self.by_peer.values() if agent.spec.identity == spec.identity)
+        return next((replace(spec, packages=text) for text in known if text == spec.packages), spec)
 
     def heard(self, agent: Agent, load: e.Load, now: float) -> None:
         """An agent has sent its token: it is who it was when it registered, and it lives."""

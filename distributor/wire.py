@@ -5,7 +5,6 @@ Pure. Knows which fields each verb has. Does not know connections (a caller says
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -136,7 +135,7 @@ def register(peer: Peer, uid: int | None, fields: Fields, owner: str = "") -> e.
         labels=labels,
         identity=fields.text("identity")[:MAX_TEXT],
         cpu=fields.text("cpu")[:MAX_TEXT],
-        packages=sys.intern(fields.text("packages")[:MAX_PACKAGES]),  # equal for most agents: kept once
+        packages=fields.text("packages")[:MAX_PACKAGES],
         allow_root=fields.flag("allow_root"),
         host=fields.text("host")[:MAX_TEXT],
         cpus=fields.number("cpus", 0),

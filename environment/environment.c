@@ -19,6 +19,7 @@
 
 #define OWN_BINARIES "/usr/local/bin"
 #define EXTRA "/etc/dwrap/environment"
+#define ALTERNATIVES "/etc/alternatives"
 
 static const char *const os_release[] = { "/etc/os-release", "/usr/lib/os-release" };
 
@@ -64,6 +65,7 @@ struct versions {
 struct gathering {
     const char *root;
     uint64_t digest;
+    bool failed;
     FILE *list;
     struct versions numbered[TOOLS], plain[TOOLS];
 };
@@ -135,7 +137,7 @@ static void see_package(void *context, const char *name, const char *version, co
 {
     struct gathering *all = context;
     char full[600];
-    if (!counts(name))
+    if (!counts(name) && strcmp(name, PACKAGES_UNFINISHED) != 0)
         return;
     snprintf(full, sizeof full, "%s%s%s", name, architecture[0] ? ":" : "", architecture);
     count_in(all, full, version);
@@ -147,13 +149,14 @@ static void see_package(void *context, const char *name, const char *version, co
     }
 }
 
-/* Size, beginning and end: what tells two builds of a program apart (an ELF file has its build id near the beginning). */
+/* Size, beginning and end: what tells two builds of a program apart (an ELF file has its build id near the beginning). Of one that not
+ * everybody may read the size alone: root and users must come to the same. */
 static bool fingerprint(int fd, const struct stat *st, char text[DIGEST_BYTES])
 {
     static char bytes[FINGERPRINT_BYTES];
     uint64_t hash = hash_on(HASH_START, &st->st_size, sizeof st->st_size);
     off_t tail = st->st_size > FINGERPRINT_BYTES ? st->st_size - FINGERPRINT_BYTES : 0;
-    for (int end = 0; end < 2; end++) {
+    for (int end = 0; end < 2 && (st->st_mode & S_IROTH); end++) {
         ssize_t got = pread(fd, bytes, sizeof bytes, end ? tail : 0);
         if (got < 0)
             return false;
@@ -182,11 +185,33 @@ static void see_own_binaries(struct gathering *all)
         snprintf(path, sizeof path, "%s" OWN_BINARIES "/%s", all->root, one->d_name);
         if (one->d_name[0] == '.' || !counts(one->d_name) || is_wrapper(path))
             continue;
-        int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-        if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && fingerprint(fd, &st, text))
+        if (stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+            continue;
+        int fd = st.st_mode & S_IROTH ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+        if (fingerprint(fd, &st, text))
             count_in(all, path + strlen(all->root), text);
+        else
+            all->failed = true;
         if (fd >= 0)
             close(fd);
+    }
+    if (folder)
+        closedir(folder);
+}
+
+/* Which compiler `cc` is, where several are installed: update-alternatives(1). */
+static void see_alternatives(struct gathering *all)
+{
+    char path[PATH_MAX], target[PATH_MAX];
+    snprintf(path, sizeof path, "%s" ALTERNATIVES, all->root);
+    DIR *folder = opendir(path);
+    for (struct dirent *one; folder && (one = readdir(folder));) {
+        ssize_t length = counts(one->d_name) ? readlinkat(dirfd(folder), one->d_name, target, sizeof target - 1) : -1;
+        if (length <= 0)
+            continue;
+        target[length] = 0;
+        snprintf(path, sizeof path, ALTERNATIVES "/%s", one->d_name);
+        count_in(all, path, target);
     }
     if (folder)
         closedir(folder);
@@ -198,7 +223,8 @@ static void see_extra(struct gathering *all)
     char path[PATH_MAX], *line = NULL;
     size_t size = 0;
     snprintf(path, sizeof path, "%s" EXTRA, all->root);
-    FILE *file = fopen(path, "re");
+    struct stat st;
+    FILE *file = stat(path, &st) == 0 && (st.st_mode & S_IROTH) ? fopen(path, "re") : NULL; /* root must not see more than users */
     while (file && getline(&line, &size, file) > 0) {
         line[strcspn(line, "\r\n")] = 0;
         if (line[0] && line[0] != '#')
@@ -252,14 +278,15 @@ static size_t add_tool(char *line, size_t used, size_t size, const char *name, s
     return used + length;
 }
 
-void environment_read(const char *root, char line[ENVIRONMENT_BYTES], FILE *list)
+bool environment_read(const char *root, char line[ENVIRONMENT_BYTES], FILE *list)
 {
     static struct gathering all; /* large: not on the stack */
     char id[VERSION_BYTES], version[VERSION_BYTES];
     struct utsname host;
     all = (struct gathering){ .root = root, .list = list };
-    packages_each(root, see_package, &all);
+    all.failed = !packages_each(root, see_package, &all);
     see_own_binaries(&all);
+    see_alternatives(&all);
     see_extra(&all);
     system_word(root, "ID", id);
     system_word(root, "VERSION_ID", version);
@@ -269,6 +296,28 @@ void environment_read(const char *root, char line[ENVIRONMENT_BYTES], FILE *list
     for (size_t i = 0; i < TOOLS; i++)
         length = add_tool(line, length, ENVIRONMENT_BYTES - DIGEST_BYTES, tools[i].name, all.numbered[i].count ? &all.numbered[i] : &all.plain[i]);
     snprintf(line + length, DIGEST_BYTES, " #%016llx", (unsigned long long)all.digest);
+    return !all.failed;
+}
+
+/* Those in /usr/local/bin may be written over in place. */
+static void stamp_own_binaries(const char *root, struct stamp *stamp)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s" OWN_BINARIES, root);
+    DIR *folder = opendir(path);
+    struct stamp sum = { 0 };
+    for (struct dirent *one; folder && (one = readdir(folder));) {
+        struct stamp file;
+        if (!counts(one->d_name))
+            continue;
+        snprintf(path, sizeof path, OWN_BINARIES "/%s", one->d_name);
+        stamp_start(&file);
+        stamp_add(&file, root, path);
+        sum.hash += file.hash; /* in whatever order they are listed */
+    }
+    if (folder)
+        closedir(folder);
+    stamp->hash = hash_on(stamp->hash, &sum, sizeof sum);
 }
 
 uint64_t environment_stamp(const char *root)
@@ -280,27 +329,29 @@ uint64_t environment_stamp(const char *root)
     for (size_t i = 0; i < IGNORING; i++)
         stamp.hash = hash_on(stamp.hash, ignored[i], strlen(ignored[i]) + 1);
     packages_stamp(root, &stamp);
-    stamp_add(&stamp, root, OWN_BINARIES);
+    stamp_own_binaries(root, &stamp);
+    stamp_add(&stamp, root, ALTERNATIVES);
     stamp_add(&stamp, root, EXTRA);
     for (size_t i = 0; i < sizeof os_release / sizeof *os_release; i++)
         stamp_add(&stamp, root, os_release[i]);
     return stamp.hash;
 }
 
-void environment_print(const char *root, const char *known)
+bool environment_print(const char *root, const char *known, const char *said)
 {
     char line[ENVIRONMENT_BYTES], cpu[CPU_BYTES], stamp[DIGEST_BYTES], *text = NULL;
     size_t size = 0;
     snprintf(stamp, sizeof stamp, "%016llx", (unsigned long long)environment_stamp(root)); /* first: what changes meanwhile is seen later */
     if (known && strcmp(known, stamp) == 0) {
         printf("stamp=%s\n", stamp);
-        return;
+        return true;
     }
     FILE *list = open_memstream(&text, &size);
-    environment_read(root, line, list);
+    bool done = environment_read(root, line, list);
     cpu_read(cpu);
     if (list)
         fclose(list);
-    printf("environment=%s\ncpu=%s\nstamp=%s\n\n%s", line, cpu, stamp, text ? text : "");
+    printf("environment=%s\ncpu=%s\nstamp=%s\n\n%s", said ? said : line, cpu, stamp, text ? text : "");
     free(text);
+    return done;
 }

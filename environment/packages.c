@@ -5,17 +5,19 @@
 #include "environment/packages.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <spawn.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define DPKG "/var/lib/dpkg/status"
+#define DPKG_UPDATES "/var/lib/dpkg/updates"
 #define PACMAN "/var/lib/pacman/local"
 #define RPM_QUERY "%{NAME}\t%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\t%{ARCH}\n"
 
@@ -66,13 +68,15 @@ static bool is_removed(const char *status)
     return last && (strcmp(last, " not-installed") == 0 || strcmp(last, " config-files") == 0);
 }
 
-static void read_paragraphs(const char *root, const char *path, const struct dialect *as, package_seen *seen, void *context)
+/* A file that is not there is no failure. */
+static bool read_paragraphs(const char *root, const char *path, const struct dialect *as, package_seen *seen, void *context)
 {
     char full[PATH_MAX], status[FIELD_BYTES], *line = NULL;
     struct paragraph now = { 0 };
     size_t size = 0;
     snprintf(full, sizeof full, "%s%s", root, path);
     FILE *file = fopen(full, "re");
+    bool done = file || errno == ENOENT || errno == ENOTDIR;
     while (file && getline(&line, &size, file) > 0) {
         line[strcspn(line, "\n")] = 0;
         if (!line[0])
@@ -84,16 +88,36 @@ static void read_paragraphs(const char *root, const char *path, const struct dia
     }
     end_paragraph(&now, seen, context);
     free(line);
+    done = done && !(file && ferror(file));
     if (file)
         fclose(file);
+    return done;
+}
+
+/* What dpkg has begun and not ended lies beside its status: until it has, the machine is like no other, this one a moment ago included. */
+static void see_unfinished(const char *root, package_seen *seen, void *context)
+{
+    char full[PATH_MAX], moment[FIELD_BYTES];
+    struct stat st;
+    snprintf(full, sizeof full, "%s" DPKG_UPDATES, root);
+    DIR *all = opendir(full);
+    for (struct dirent *one; all && (one = readdir(all));) {
+        if (one->d_name[0] == '.' || fstatat(dirfd(all), one->d_name, &st, 0) < 0)
+            continue;
+        snprintf(moment, sizeof moment, "%lld.%09ld", (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+        seen(context, PACKAGES_UNFINISHED, moment, "");
+    }
+    if (all)
+        closedir(all);
 }
 
 /* NAME-VERSION-RELEASE: neither of the last two has a hyphen. */
-static void read_pacman(const char *root, package_seen *seen, void *context)
+static bool read_pacman(const char *root, package_seen *seen, void *context)
 {
     char full[PATH_MAX];
     snprintf(full, sizeof full, "%s" PACMAN, root);
     DIR *all = opendir(full);
+    bool done = all || errno == ENOENT || errno == ENOTDIR;
     for (struct dirent *one; all && (one = readdir(all));) {
         char *release = strrchr(one->d_name, '-'), *version;
         if (!release || one->d_name[0] == '.')
@@ -108,6 +132,7 @@ static void read_pacman(const char *root, package_seen *seen, void *context)
     }
     if (all)
         closedir(all);
+    return done;
 }
 
 /* `rpm -qa`, as a pipe; NULL: it cannot be started. An environment of its own: ours may be anything. */
@@ -130,20 +155,25 @@ static FILE *start_rpm(const char *root, char *folder, pid_t *pid)
     FILE *answer = started ? fdopen(ends[0], "re") : NULL;
     if (!answer)
         close(ends[0]);
+    if (started && !answer)
+        waitpid(*pid, NULL, 0); /* its pipe is closed: it ends */
     return answer;
 }
 
-static void read_rpm(const char *root, package_seen *seen, void *context)
+static bool read_rpm(const char *root, package_seen *seen, void *context)
 {
     char full[PATH_MAX], folder[PATH_MAX] = "", *line = NULL;
     size_t size = 0;
     pid_t pid;
+    int status = -1;
     for (size_t i = 0; i < RPMS && !folder[0]; i++) {
         snprintf(full, sizeof full, "%s%s", root, rpm[i]);
         if (access(full, F_OK) == 0)
             snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(rpm[i], '/') - rpm[i]), rpm[i]);
     }
-    FILE *answer = folder[0] ? start_rpm(root, folder, &pid) : NULL;
+    if (!folder[0])
+        return true;
+    FILE *answer = start_rpm(root, folder, &pid);
     while (answer && getline(&line, &size, answer) > 0) {
         char *version = strchr(line, '\t'), *architecture = version ? strchr(version + 1, '\t') : NULL;
         if (!architecture)
@@ -154,23 +184,27 @@ static void read_rpm(const char *root, package_seen *seen, void *context)
     }
     free(line);
     if (!answer)
-        return;
+        return false;
     fclose(answer);
-    waitpid(pid, NULL, 0);
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        continue;
+    return status == 0;
 }
 
-void packages_each(const char *root, package_seen *seen, void *context)
+bool packages_each(const char *root, package_seen *seen, void *context)
 {
-    read_paragraphs(root, DPKG, &deb, seen, context);
+    bool done = read_paragraphs(root, DPKG, &deb, seen, context);
+    see_unfinished(root, seen, context);
     for (size_t i = 0; i < APKS; i++)
-        read_paragraphs(root, apk[i], &alpine, seen, context);
-    read_pacman(root, seen, context);
-    read_rpm(root, seen, context);
+        done = read_paragraphs(root, apk[i], &alpine, seen, context) && done;
+    done = read_pacman(root, seen, context) && done;
+    return read_rpm(root, seen, context) && done;
 }
 
 void packages_stamp(const char *root, struct stamp *stamp)
 {
     stamp_add(stamp, root, DPKG);
+    stamp_add(stamp, root, DPKG_UPDATES);
     stamp_add(stamp, root, PACMAN);
     for (size_t i = 0; i < APKS; i++)
         stamp_add(stamp, root, apk[i]);

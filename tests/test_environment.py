@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
+import unittest.mock
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def test_rpm(tmp_path: Path) -> None:
     assert known == ["gcc-c++:noarch 1:13.2.1-6"]
     assert "g++=1:13.2.1-6" in facts["environment"]
     assert facts["stamp"] != stamp
+    assert told(root, facts["stamp"])[0].keys() == {"stamp"}, "that root has asked changes something, every time"
 
 
 def test_programs_that_nobody_packaged(root: Path) -> None:
@@ -161,6 +163,67 @@ def test_programs_that_nobody_packaged(root: Path) -> None:
     put(root, "/usr/local/bin/notes", "three")
     (root / "usr/local/bin/gcc").symlink_to(put(root, "/opt/dwrap/bin/dwrap", "a wrapper"))
     assert line(root) == before
+
+
+def test_a_program_that_is_written_over_in_place_is_noticed(root: Path) -> None:
+    compiler = put(root, "/usr/local/bin/gcc", "one")
+    stamp = told(root)[0]["stamp"]
+    compiler.write_text("other")
+    assert "environment" in told(root, stamp)[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user as well")
+def test_root_and_users_come_to_the_same(root: Path) -> None:
+    put(root, "/usr/local/bin/gcc", "secret").chmod(0o700)
+    put(root, "/etc/dwrap/environment", "secret\n").chmod(0o600)
+    for folder in (root, *root.parents):
+        if folder.stat().st_uid == 0 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    program = root / "runner"
+    shutil.copy(RUNNER, program)
+    done = subprocess.run([*as_nobody, program, "--environment", root], capture_output=True, text=True, check=True, timeout=60)
+    assert f"environment={line(root)}\n" in done.stdout
+
+
+def test_which_of_several_compilers_is_cc_counts(root: Path) -> None:
+    (root / "etc/alternatives").mkdir()
+    seen = [line(root)]
+    for target in ("/usr/bin/gcc", "/usr/bin/clang"):
+        (root / "etc/alternatives/cc").unlink(missing_ok=True)
+        (root / "etc/alternatives/cc").symlink_to(target)
+        seen.append(line(root))
+    (root / "etc/alternatives/editor").symlink_to("/usr/bin/vim")
+    assert len(set(seen)) == 3
+    assert line(root) == seen[-1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dpkg-deb"), reason="needs root and dpkg")
+def test_while_dpkg_is_at_work_a_machine_is_like_no_other(tmp_path: Path) -> None:
+    """With the real dpkg, on a root of its own: what it has unpacked already lies there under the old status until it ends."""
+    root = tmp_path / "root"
+    (root / "var/lib/dpkg/info").mkdir(parents=True)
+    put(root, DPKG.as_posix(), "")
+    fifo, names = tmp_path / "go", ("g++-12", "slow")
+    os.mkfifo(fifo)
+    for name, version in zip(names, ("2.0", "1.0"), strict=True):
+        control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n"
+        put(tmp_path, f"{name}/DEBIAN/control", control)
+        put(tmp_path, f"{name}/usr/bin/{name}", version)
+    put(tmp_path, "slow/DEBIAN/preinst", f"#!/bin/sh\nread x <{fifo}\n").chmod(0o755)
+    for name in names:
+        subprocess.run(["dpkg-deb", "-b", tmp_path / name, tmp_path / f"{name}.deb"], check=True, capture_output=True)
+    before = line(root)
+    dpkg = ["dpkg", f"--root={root}", "--force-script-chrootless", "-i", *(tmp_path / f"{name}.deb" for name in names)]
+    with subprocess.Popen(dpkg, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: (root / "usr/bin/g++-12.dpkg-new").exists() or (root / "usr/bin/g++-12").exists(), saying="the new compiler")
+        meanwhile = told(root)
+        fifo.write_text("go\n")
+    assert process.returncode == 0
+    after = line(root)
+    assert "g++=2.0" in after
+    assert meanwhile[0]["environment"] not in (before, after)
+    assert any(package.startswith("unfinished ") for package in meanwhile[1])
 
 
 def test_what_the_operator_names(root: Path) -> None:
@@ -223,6 +286,8 @@ def test_an_agent_notices_an_upgrade(root: Path) -> None:
         return stock.news(now)
 
     assert not any(news() for _ in range(6))
+    with unittest.mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
+        assert not any(news() for _ in range(6)), "an agent whose jobs have used up all threads lives on"
     put(root, DPKG.as_posix(), deb("g++-13", "13.2.0-1"))
     found = eventually(news)
     assert "g++=13.2.0-1" in found.environment
@@ -361,17 +426,49 @@ def test_an_agent_that_is_upgraded_leaves_its_pool(farm: Farm, other: Path, tmp_
 def test_wrappers_remember_what_is_installed(farm: Farm, tmp_path: Path) -> None:
     for _ in range(2):
         assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
-    kept = tmp_path / "run" / "dwrap" / "environment-here"
-    stamp, _, text = kept.read_text().partition(" ")
     facts, _ = told("")
-    assert (stamp, text) == (facts["stamp"], facts["environment"])
+    [kept] = (tmp_path / "run" / "dwrap").glob("environment-*")
+    text = kept.read_text()
+    assert (kept.name, text) == (f"environment-{facts['stamp']}", facts["environment"])
     assert {agent["identity"] for agent in farm.status()["agents"]} == {text}
-    kept.write_text(f"{stamp} another machine")  # believed, for the stamp is right
-    refused = desk(farm, [DWRAP, "--explain", "true"], tmp_path)
-    assert "no agent has your environment" in refused.stdout
-    kept.write_text(f"{'0' * 16} another machine")
+    kept.write_text(f"another machine #{'0' * 16}")  # believed, for the stamp is right; and doctor hears the same
+    for words in (["true"], []):
+        assert "another machine" in desk(farm, [DWRAP, "--explain", *words], tmp_path).stdout or words
+    assert "no agent has your environment" in desk(farm, [DWRAP, "--explain", "true"], tmp_path).stdout
+    for torn in (text[:-1], text + "tail", "", f"{text[:20]}\0{text[21:]}"[:-3]):
+        kept.write_text(torn)
+        assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
+        assert kept.read_text() == text
+    old = kept.with_name("environment-" + "0" * 16)
+    old.write_text(text)
+    os.utime(old, (1, 1))
+    kept.unlink()
     assert desk(farm, [DWRAP, "true"], tmp_path).returncode == 0
-    assert kept.read_text() == f"{stamp} {text}"
+    assert kept.exists()
+    assert not old.exists()
+
+
+@needs_mounts
+def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: Path) -> None:
+    """An rpm that fails for once (no memory, a locked database, Ctrl-C) would else keep a machine apart until its next upgrade."""
+    tool, database = tmp_path / "rpm", tmp_path / "database"
+    tool.write_text(f'#!/bin/sh\ntest -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"\n')
+    tool.chmod(0o755)
+    database.mkdir()
+    (database / "rpmdb.sqlite").touch()
+    mounts = f"mkdir -p {tmp_path}/bin /var/lib/rpm && mount --bind {database} /var/lib/rpm"
+    under = ["unshare", "--mount", "sh", "-c", f'{mounts} && mount --bind {tool} "$(readlink -f /usr/bin/rpm)" && exec "$@"', "sh"]
+    if not Path("/usr/bin/rpm").exists():
+        pytest.skip("rpm is not installed: apt-get install rpm")
+    wrong = desk(farm, [DWRAP, "--explain"], tmp_path, under)
+    assert wrong.returncode == 125
+    memory = tmp_path / "rununshare" / "dwrap"
+    assert not list(memory.glob("environment-*"))
+    (tmp_path / "mended").touch()
+    right = desk(farm, [DWRAP, "--explain"], tmp_path, under)
+    assert right.returncode == 0
+    assert "\ngcc:x 1\n" in right.stdout
+    assert len(list(memory.glob("environment-*"))) == 1
 
 
 def test_what_depends_on_the_processor_goes_where_it_is_the_same(farm: Farm, tmp_path: Path) -> None:

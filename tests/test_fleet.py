@@ -635,10 +635,12 @@ def test_a_suspended_agent_gets_work_again_when_the_time_is_over(desk: Desk, by:
     assert desk.said(53) == ["Answer"], "there is no other"
     desk.wait(45, 1)
     desk.submit(60)
+    assert desk.said(60) == ["Answer"], "nor was there one for 55 s"
+    desk.submit(61, agent="a1")
     desk.pass_time(4.9)
-    assert desk.state("j60") is JobState.QUEUED
+    assert desk.state("j61") is JobState.QUEUED
     desk.pass_time(0.1)
-    assert (desk.said(60), len(records(desk, "resumed"))) == (["Offer"], 1)
+    assert (desk.said(61), len(records(desk, "resumed"))) == (["Offer"], 1)
 
 
 def test_the_end_of_a_suspension_is_told_once_to_whom_the_agent_is_by_then(desk: Desk) -> None:

@@ -1101,17 +1101,27 @@ def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) 
     assert desk.state("j55") is JobState.QUEUED, "there was one a moment ago"
 
 
-def test_an_agent_that_was_there_in_between_is_waited_for_again(desk: Desk) -> None:
+def test_an_agent_that_comes_and_goes_in_a_pool_that_stays_is_waited_for_each_time(desk: Desk) -> None:
     desk.agent(1)
     desk.submit(50, agent="a2")
-    desk.wait(5, 1)
-    desk.agent(2)  # of a pool that there is already
-    assert desk.state("j50") is JobState.OFFERED
+    assert "REFUSED" in [action.verb for action in desk.wait(11, 1) if isinstance(action, e.Answer)]
+    desk.agent(2)
+    desk.wait(600, 1, 2)
     desk.do(e.Disconnected(2))
-    desk.do(e.Disconnected(50))
-    desk.wait(6, 1)
     desk.submit(51, agent="a2")
     assert desk.state("j51") is JobState.QUEUED
+
+
+def test_an_agent_that_changes_between_offer_and_go_does_not_get_the_job(desk: Desk) -> None:
+    desk.agent(1, identity="x86 d/12 #1")
+    desk.submit(50, identity="x86 d/12 #1")
+    desk.agent(1, identity="x86 d/13 #2")
+    desk.do(e.Committed(50, "j50", "secret2", (b"go",)))
+    assert not [action for action in desk.last if isinstance(action, e.Assign)]
+    assert desk.state("j50") is JobState.QUEUED
+    desk.agent(1, identity="x86 d/12 #1")
+    desk.go(50)
+    assert desk.one(e.Assign).attempt == 1
 
 
 def test_an_agent_that_is_upgraded_keeps_its_jobs_and_gets_none_of_the_old_kind(desk: Desk) -> None:
@@ -1128,3 +1138,11 @@ def test_an_agent_that_is_upgraded_keeps_its_jobs_and_gets_none_of_the_old_kind(
     desk.submit(52, identity="x86 d/13 #2")
     desk.go(52)
     assert desk.one(e.Assign).peer == peer
+
+
+def test_a_list_that_many_agents_have_is_kept_once(desk: Desk) -> None:
+    for peer in range(1, 5):
+        desk.agent(peer, identity="x86 d/12 #1", packages="".join(["a 1\n", "b 2"]))
+    desk.agent(4, identity="x86 d/12 #1", packages="".join(["a 1\n", "b 2"]))
+    desk.agent(5, identity="x86 d/12 #1", packages="another")
+    assert len({id(agent.spec.packages) for agent in desk.scheduler.agents.values()}) == 2

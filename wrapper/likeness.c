@@ -4,26 +4,45 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "environment/environment.h"
 #include "wrapper/decide.h"
 #include "wrapper/memory.h"
 
-enum { STAMP_DIGITS = 16 };
+enum { DIGITS = 16, WAIT_TRIES = 40 }; /* each of memory_lock's, 50 ms */
 
-/* `STAMP LINE`, remembered or made. */
-static const char *environment_here(void)
+/* One that was not written to its end, or by two at once, is none. */
+static bool is_line(const char *text, size_t length)
 {
-    static char kept[STAMP_DIGITS + 1 + ENVIRONMENT_BYTES];
-    char stamp[STAMP_DIGITS + 1];
+    return length > DIGITS + 2 && memcmp(text + length - DIGITS - 2, " #", 2) == 0 && strspn(text + length - DIGITS, "0123456789abcdef") == DIGITS;
+}
+
+static bool recall(const char *stamp, char line[ENVIRONMENT_BYTES])
+{
+    size_t length = memory_recall_environment(stamp, line, ENVIRONMENT_BYTES - 1);
+    line[length] = 0;
+    return is_line(line, length);
+}
+
+const char *environment_here(void)
+{
+    static char line[ENVIRONMENT_BYTES];
+    char stamp[DIGITS + 1];
+    int lock = -1;
     snprintf(stamp, sizeof stamp, "%016llx", (unsigned long long)environment_stamp(""));
-    kept[memory_recall_environment(kept, sizeof kept - 1)] = 0;
-    if (strncmp(kept, stamp, STAMP_DIGITS) != 0 || kept[STAMP_DIGITS] != ' ' || !kept[STAMP_DIGITS + 1]) {
-        snprintf(kept, sizeof kept, "%s ", stamp);
-        environment_read("", kept + STAMP_DIGITS + 1, NULL);
-        memory_keep_environment(kept, strlen(kept));
+    bool known = recall(stamp, line);
+    for (int i = 0; !known && lock < 0 && i < WAIT_TRIES; i++) { /* of hundreds that start at once, one asks rpm */
+        lock = memory_lock();
+        known = recall(stamp, line);
+        if (lock < 0 && !memory_is_kept())
+            break;
     }
-    return kept + STAMP_DIGITS + 1;
+    if (!known && environment_read("", line, NULL))
+        memory_keep_environment(stamp, line, strlen(line));
+    if (lock >= 0)
+        close(lock);
+    return line;
 }
 
 void likeness_add(struct fields_out *out, const struct settings *s)

@@ -5,6 +5,9 @@
 #include "protocol/fields.h"
 #include "wrapper/options.h"
 
+/* The line of this machine as others are told it (environment/environment.h): remembered, or made. */
+const char *environment_here(void);
+
 /* Adds `identity`, unless any environment will do, and `cpu` when what the command makes depends on the processor. */
 void likeness_add(struct fields_out *out, const struct settings *s);
 

@@ -196,7 +196,8 @@ static void keep(const char *kind, const char *key, const char *text, size_t len
     if (!file_name(kind, key, file) || !make_directory())
         return;
     snprintf(fresh, sizeof fresh, "%s.%u", file, (unsigned)getpid());
-    int fd = openat(place, fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    unlinkat(place, fresh, 0); /* of a process of our number that was killed */
+    int fd = openat(place, fresh, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return;
     bool whole = write(fd, text, length) == (ssize_t)length;
@@ -215,30 +216,20 @@ size_t memory_recall_reads(const char *build, char *bytes, size_t room)
     return recall("reads", build, READS_SECONDS, bytes, room);
 }
 
-size_t memory_recall_environment(char *text, size_t room)
-{
-    return recall("environment", "here", EVER_SECONDS, text, room);
-}
-
-void memory_keep_environment(const char *text, size_t length)
-{
-    keep("environment", "here", text, length);
-}
-
 /* Another descriptor of it. */
 static int directory_again(void)
 {
     return have_directory() ? openat(place, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 }
 
-/* Those of builds that ended long ago. */
-static void forget_old_reads(void)
+/* Those of this kind (`KIND-`) that were made long ago. */
+static void forget_old(const char *kind)
 {
     struct stat st;
     int fd = directory_again();
     DIR *all = fd >= 0 ? fdopendir(fd) : NULL;
     for (struct dirent *one; all && (one = readdir(all));)
-        if (strncmp(one->d_name, "reads-", 6) == 0 && fstatat(place, one->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !is_fresh(&st, READS_SECONDS))
+        if (strncmp(one->d_name, kind, strlen(kind)) == 0 && fstatat(place, one->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !is_fresh(&st, READS_SECONDS))
             unlinkat(place, one->d_name, 0);
     if (all)
         closedir(all);
@@ -251,8 +242,25 @@ void memory_keep_reads(const char *build, const char *bytes, size_t length)
     char file[FILE_BYTES];
     struct stat st;
     if (file_name("reads", build, file) && have_directory() && !look(file, &st))
-        forget_old_reads();
+        forget_old("reads-");
     keep("reads", build, bytes, length);
+}
+
+size_t memory_recall_environment(const char *stamp, char *text, size_t room)
+{
+    return recall("environment", stamp, EVER_SECONDS, text, room);
+}
+
+void memory_keep_environment(const char *stamp, const char *text, size_t length)
+{
+    if (have_directory())
+        forget_old("environment-");
+    keep("environment", stamp, text, length);
+}
+
+bool memory_is_kept(void)
+{
+    return make_directory();
 }
 
 int memory_lock(void)

@@ -30,9 +30,12 @@ void memory_keep_name(const char *name, const char *text, size_t length);
 size_t memory_recall_reads(const char *build, char *bytes, size_t room);
 void memory_keep_reads(const char *build, const char *bytes, size_t length);
 
-/* What this machine was found to be (likeness.c), for as long as the file lives, and its replacement. */
-size_t memory_recall_environment(char *text, size_t room);
-void memory_keep_environment(const char *text, size_t length);
+/* What a machine with this stamp was found to be (likeness.c). There may be several: containers share /tmp. */
+size_t memory_recall_environment(const char *stamp, char *text, size_t room);
+void memory_keep_environment(const char *stamp, const char *text, size_t length);
+
+/* Is there a place where anything can be remembered? */
+bool memory_is_kept(void);
 
 /* A descriptor that keeps the user's other wrappers from taking the same lock until it is closed; -1: it could not be had soon. */
 int memory_lock(void);

@@ -19,6 +19,7 @@
 #include "environment/environment.h"
 #include "wrapper/address.h"
 #include "wrapper/keys.h"
+#include "wrapper/likeness.h"
 #include "wrapper/memory.h"
 #include "wrapper/say.h"
 
@@ -388,10 +389,8 @@ void settings_read(struct settings *s, int argc, char **argv)
     } else if (at < argc && !s->hosts && is_distributor(s, argv + at, argc - at)) {
         s->hosts = argv[at++];
     }
-    if (at >= argc && s->explain) {
-        environment_print("", NULL);
-        exit(0);
-    }
+    if (at >= argc && s->explain)
+        exit(environment_print("", NULL, environment_here()) ? 0 : EXIT_DWRAP);
     if (at >= argc)
         usage("no command is given", "");
     s->hosts = without_names(s->hosts ? s->hosts : default_hosts());
