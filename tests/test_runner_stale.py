@@ -22,7 +22,8 @@ def stale_runner() -> Path:
     program = ROOT / "build" / "tests" / "stale-runner"
     program.parent.mkdir(parents=True, exist_ok=True)
     part = program.with_suffix(f".{os.getpid()}")
-    sources = [*ROOT.glob("agent/*.c"), *ROOT.glob("coherence/*.c"), *ROOT.glob("environment/*.c"), ROOT / "tests" / "c" / "stale.c"]
+    sources = [one for room in ("agent", "coherence", "environment") for one in ROOT.glob(f"{room}/*.c")]
+    sources.append(ROOT / "tests" / "c" / "stale.c")
     wrap = "-Wl,--wrap=revalidate_after_failure"
     subprocess.run(["cc", "-D_GNU_SOURCE", "-std=c11", "-O1", "-I.", *sources, wrap, "-o", part], cwd=ROOT, check=True)
     part.rename(program)
