@@ -116,10 +116,16 @@ class Machine:
 
     @property
     def is_up(self) -> bool:
-        """Its init ends only once we have reaped what we started there."""
-        for process in self.started:
-            process.poll()
+        self.let_go()
         return Path(f"/proc/{self._leader}").exists()
+
+    def let_go(self) -> None:
+        """Its init ends only once what we started there has been reaped. A shutdown stops all processes for a moment, and nsenter, which
+        waits for one of them, then stops itself.
+        """
+        for process in self.started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
 
     def until(self, *words: str, says: str, seconds: float = 30) -> None:
         """Runs them again and again until they say that."""
@@ -163,16 +169,19 @@ def _container(root: Path) -> Iterator[Machine]:
             container.kill()
             container.wait()
             raise
-        machine = Machine(root, leader)
+        machine, init = Machine(root, leader), os.pidfd_open(leader)
         try:
             machine.until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
             yield machine
         finally:
-            if container.poll() is None:
-                os.kill(leader, signal.SIGKILL)  # with it ends everything in its PID namespace; nothing there is to be kept
-            for process in machine.started:
-                process.wait(BOOT_SECONDS)
-            container.wait(BOOT_SECONDS)
+            with contextlib.suppress(ProcessLookupError):  # it has shut down
+                signal.pidfd_send_signal(init, signal.SIGKILL)  # with it ends everything in its PID namespace; nothing there is to be kept
+            os.close(init)
+            deadline = time.monotonic() + BOOT_SECONDS
+            while container.poll() is None and time.monotonic() < deadline:
+                machine.let_go()
+                time.sleep(STEP_SECONDS)
+            container.wait(0)
 
 
 @contextlib.contextmanager
