@@ -148,11 +148,14 @@ def _say_ready(name: str, slots: int) -> None:
 
 @contextmanager
 def _health(file: Path | None) -> Iterator[Callable[[bool], None]]:
-    """Raises OSError."""
+    """Raises ValueError."""
     if file is None:
         yield lambda _: None
         return
-    health = Health(file)
+    try:
+        health = Health(file)
+    except OSError as error:
+        raise ValueError(f"--health {file} cannot be kept: {error.strerror}; name a file where this user may write") from error
     try:
         yield health.tell
     finally:
