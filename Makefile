@@ -37,7 +37,7 @@ DEMO   := build/demo
 $(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
 	@./bootstrap.sh $(PYTHON) $(VENV)
 
-.PHONY: setup demo test faults attacks nfs lint bench proof third-party chaos clean
+.PHONY: setup demo test faults attacks nfs docker lint bench proof third-party chaos clean
 setup: $(VENV)/ready
 	@$(MAKE) --no-print-directory programs
 
@@ -56,10 +56,12 @@ FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once ou
 ATTACKS := $(patsubst %,tests/test_%.py,private private_jobs unbounded keys_farm curve_tampered secrets hostile_text wrapper_squatter)
 # Those that boot labs of several hosts.
 LABS := tests/test_nfs.py tests/test_doctor_nfs.py
+# Those that need a Docker engine.
+ENGINE := tests/test_docker.py
 
-# All but those three groups, or TESTS.
+# All but those four groups, or TESTS.
 test: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS)))
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS) $(ENGINE)))
 
 faults: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(FAULTS)
@@ -70,6 +72,10 @@ attacks: setup
 # Coherence on real NFS, between the hosts of a User-Mode Linux lab. Needs root and packages (.ci/run packages installs them).
 nfs: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(LABS)
+
+# Images, Compose and Swarm on a real engine, one of its own where none answers. Needs root and packages (.ci/run packages installs them).
+docker: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest -s $(ENGINE)
 
 # Benchmarks assert, and start programs of their own choosing, as tests do.
 lint: setup
