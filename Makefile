@@ -37,7 +37,7 @@ DEMO   := build/demo
 $(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
 	@./bootstrap.sh $(PYTHON) $(VENV)
 
-.PHONY: setup demo test faults attacks nfs debian lint bench proof third-party chaos clean
+.PHONY: setup demo test faults attacks nfs docker debian slurm lint bench proof third-party chaos clean
 setup: $(VENV)/ready
 	@$(MAKE) --no-print-directory programs
 
@@ -51,17 +51,17 @@ demo: setup
 	  ctest --test-dir $(DEMO) -j$$(dwrapctl slots) --output-on-failure'
 
 # Real daemons killed, frozen, cut off, scaled: tests that take minutes because leases and patience do.
-FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs wrapper_restart wrapper_away)
+FAULTS := $(patsubst %,tests/test_%.py,chaos cuts in_place scale exactly_once outages runner_hangs runner_lost wrapper_restart wrapper_away)
 # Attacks: with wrong keys, on the wire, by floods, by jobs against jobs, by text. Many need root.
-ATTACKS := $(patsubst %,tests/test_%.py,private private_jobs unbounded keys_farm curve_tampered secrets hostile_text wrapper_squatter)
+ATTACKS := $(patsubst %,tests/test_%.py,private private_jobs unbounded keys_farm curve_tampered secrets hostile_text wrapper_squatter wrapper_peers)
 # Those that boot labs of several hosts.
 LABS := tests/test_nfs.py tests/test_doctor_nfs.py
-# Packages, on a fresh Debian that boots systemd.
-DEBIAN := tests/test_debian.py
+# Those that need an engine: Docker, a fresh Debian that boots systemd, Slurm.
+ENGINES := $(patsubst %,tests/test_%.py,docker debian slurm)
 
 # All but those four groups, or TESTS.
 test: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS) $(DEBIAN)))
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(or $(TESTS),$(patsubst %,--ignore=%,$(FAULTS) $(ATTACKS) $(LABS) $(ENGINES)))
 
 faults: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(FAULTS)
@@ -73,14 +73,10 @@ attacks: setup
 nfs: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(LABS)
 
-# Agents in allocations of a real Slurm. Needs root and two packages (.ci/run packages installs them).
-.PHONY: slurm
-slurm: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest tests/test_slurm.py
-
-# Builds the Debian packages; installs, uses, upgrades and purges them in a container. Needs root and packages; two minutes.
-debian: setup
-	@PATH="$(BIN):$$PATH" $(BIN)/pytest $(DEBIAN)
+# Each needs root and packages (.ci/run packages installs them). docker: images, Compose and Swarm, on an engine of its own where none
+# answers. debian: the packages are built, installed, used, upgraded and purged, in a machine with systemd. slurm: agents in allocations.
+docker debian slurm: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/pytest -s tests/test_$@.py
 
 # Benchmarks assert, and start programs of their own choosing, as tests do.
 lint: setup

@@ -48,8 +48,11 @@ class Announcer:
 
 @contextmanager
 def announcer(name: str, slots: int, address: str, health_file: Path | None) -> Iterator[Announcer]:
-    """One that leaves no health file behind. Raises OSError when that could not be kept where it is to be."""
-    health = Health(health_file) if health_file is not None else None
+    """One that leaves no health file behind. Raises ValueError when that could not be kept where it is to be."""
+    try:
+        health = Health(health_file) if health_file is not None else None
+    except OSError as error:
+        raise ValueError(f"--health {health_file} cannot be kept: {error.strerror}; name a file where this user may write") from error
     try:
         yield Announcer(name, slots, address, health)
     finally:

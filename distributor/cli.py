@@ -111,7 +111,7 @@ def main(
         url, stop_http = _serve_http(http_at, http_hosts, broker, reports)
     except keys.KeysError as error:
         die(f"cannot start: {error}")
-    except OSError as error:  # ZMQError is one too
+    except (OSError, zmq.ZMQError) as error:
         die(f"cannot start: {error.strerror or error}; choose another address with --listen and --http, or end what uses it")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: broker.stop())

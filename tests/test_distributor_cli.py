@@ -78,6 +78,9 @@ def test_ports_that_are_taken_are_named() -> None:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         said = refused("--listen", "tcp://127.0.0.1:0", "--http", taken)
         assert said.startswith(f"dwrap: cannot serve http on {taken}: Address already in use;")
+        for said in (refused("--listen", f"tcp://{taken}", "--http", "off"), refused("--listen", "ipc:///proc/dwrap/d", "--http", "off")):
+            assert said.startswith("dwrap: cannot start: "), said
+            assert said.count("\n") == 1, "a traceback is no answer"
         assert "Address already in use" in refused("--listen", f"tcp://{taken}", "--http", "off")
 
 

@@ -126,4 +126,4 @@ def test_a_frozen_agent_is_not_well(distributor: Distributor, tmp_path: Path, fi
 def test_an_agent_that_cannot_keep_its_file_does_not_start(distributor: Distributor, tmp_path: Path) -> None:
     with start(distributor.endpoint, "--health", "/proc/agent", work=tmp_path / "work") as agent:
         assert agent.stderr is not None
-        assert "dwrap: cannot start: " in agent.stderr.read()
+        assert "dwrap: cannot start: --health /proc/agent cannot be kept: " in agent.stderr.read()
