@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/keyctl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,6 +20,9 @@ static bool take_identity(const struct spec *spec)
 {
     if (!spec->become)
         return true;
+    /* Else users' jobs would have one session keyring in common, the agent's. While still root, whose quota of keys is large; a container's
+     * profile may forbid it, and then nobody there can use one. */
+    (void)syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
     return setgroups(spec->group_count, spec->groups) == 0 && setresgid(spec->gid, spec->gid, spec->gid) == 0 &&
            setresuid(spec->uid, spec->uid, spec->uid) == 0;
 }

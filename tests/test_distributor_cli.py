@@ -59,6 +59,7 @@ def test_ready_serves_and_ends_cleanly(short_dir: Path, number: int) -> None:
         assert (tcp[:16], ipc) == ("tcp://127.0.0.1:", f"ipc://{short_dir}/d")
         status = json.loads(get(url, "/status.json")[1])
         assert status["addresses"] == [tcp, ipc]
+        assert (short_dir / "d").stat().st_mode & 0o777 == 0o666, "for other users of this machine, whatever the umask"
         code, metrics = get(url, "/metrics")
         assert code == 200
         assert b"dwrap_agents 0.0" in metrics

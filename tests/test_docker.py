@@ -49,7 +49,7 @@ class Place:
         for name in ("Makefile", "pyproject.toml", ".dockerignore"):
             self.clone.mkdir(exist_ok=True)
             shutil.copy2(TOP / name, self.clone)
-        for name in ("protocol", "coherence", "wrapper", "agent", "distributor", "control", "docker"):
+        for name in ("protocol", "coherence", "environment", "wrapper", "agent", "distributor", "control", "docker"):
             shutil.copytree(TOP / name, self.clone / name, ignore=shutil.ignore_patterns("__pycache__"))
         for path in (self.tree, self.home):
             path.mkdir()
@@ -62,11 +62,11 @@ class Place:
             "DWRAP_BASE": toolchain, "DWRAP_TREE": str(self.tree),
         }  # fmt: skip
 
-    def shell(self, text: str, seconds: float = 300, folder: str = "docker") -> str:
+    def shell(self, text: str, seconds: float = 300, folder: str = "docker", **settings: str) -> str:
         """Lines of shell, as the user, who may speak to the engine. Raises AssertionError."""
         become = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--groups", str(os.stat("/var/run/docker.sock").st_gid)]
         done = subprocess.run(
-            [*become, "bash", "-euo", "pipefail", "-c", text], cwd=self.clone / folder, env=self.environment,
+            [*become, "bash", "-euo", "pipefail", "-c", text], cwd=self.clone / folder, env=self.environment | settings,
             capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -229,6 +229,24 @@ def test_jobs_run_on_all_agents_as_their_user(farm: Place) -> None:
     assert {file.stat().st_uid for file in farm.tree.glob("made-*")} == {USER}
 
 
+def test_another_server_joins_by_a_token_and_another_user_too(farm: Place) -> None:
+    gateway = docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", NETWORK)
+    address = f"tcp://{gateway}:{farm.environment['DWRAP_PORT']}"
+    _, first, others = guide("Five servers in five minutes", farm)
+    far = {"DWRAP_ADDRESS": address, "COMPOSE_PROJECT_NAME": f"{PREFIX}-far"}
+    tokens = [line for line in farm.shell(first, DWRAP_ADDRESS=address).splitlines() if line.startswith("dwrap_join_")]
+    try:
+        for line, token in zip(others.splitlines(), tokens, strict=True):
+            farm.shell(f"{{ {line}; }} <<< {token}", **far)
+        container = farm.shell("docker-compose ps -q agent", **far).strip()
+        eventually(lambda: "ready" in docker("logs", container), 15, "it is ready")
+        label = f"DWRAP_LABELS=agent={docker('inspect', '-f', '{{.Config.Hostname}}', container)}"
+        told = farm.shell(f"docker-compose run --rm -T -e DWRAP_FALLBACK=fail -e {label} desktop dwrap id -u", **far)
+        assert told.split()[-1] == str(USER)
+    finally:
+        farm.shell("docker-compose down -v -t 20", **far)
+
+
 def test_containers_may_do_as_little_as_the_file_says(farm: Place) -> None:
     for container in (*agents_of(farm), *compose("ps", "-q", "distributor", place=farm).split()):
         told = json.loads(docker("inspect", container))[0]["HostConfig"]
@@ -356,8 +374,8 @@ def swarm(farm: Place) -> Iterator[Place]:
     finally:
         with contextlib.suppress(EngineError):
             docker("stack", "rm", "dwrap")
+            eventually(lambda: not docker("ps", "-aq", "--filter", "name=dwrap_"), 60, "the stack is gone")
         docker("swarm", "leave", "--force")
-        eventually(lambda: not docker("ps", "-aq", "--filter", "name=dwrap_"), 60, "the stack is gone")
         docker("volume", "rm", "dwrap_distributor")
 
 
@@ -382,16 +400,10 @@ def test_a_real_project_is_built_while_one_agent_is_killed_and_one_leaves(swarm:
         pytest.skip(str(error))
     for path in (source, *source.rglob("*")):
         os.chown(path, USER, USER)
-    state = swarm.tree / "state"
-    own = {"DWRAP_KEYS": "/h/desk", "DWRAP_HOST": "tcp://distributor:7776", "DWRAP_FALLBACK": "fail", "XDG_STATE_HOME": state, "HOME": "/h"}
-    desk = ["run", "--rm", "-i", "-u", f"{USER}:{USER}", "--network", "dwrap_farm", "-v", f"{swarm.tree}:{swarm.tree}"]
-    desk += ["-v", f"{swarm.home}:/h", "-w", str(source), *(word for name, value in own.items() for word in ("-e", f"{name}={value}"))]
-    desk.append(f"{PREFIX}-desktop:{TAG}")
-    token = in_swarm("invite", "desk", "--address", "tcp://distributor:7776", "--submit", "--uid", str(USER), "--group", str(USER))
-    docker(*desk, "dwrapctl", "join", given=token)
+    desk = [*desktop(swarm, TAG, DWRAP_FALLBACK="fail"), "-w", str(source), f"{PREFIX}-desktop:{TAG}"]
     launch = " ".join(f"-DCMAKE_CXX_{what}_LAUNCHER=dwrap" for what in ("COMPILER", "LINKER"))
     docker(*desk, "sh", "-c", f"cmake -G Ninja -B build -DCMAKE_BUILD_TYPE=Release -DCCACHE_EXECUTABLE= {launch}", seconds=300)
-    configured, here = len(json.loads(in_swarm("jobs", "--json"))), lines(state)
+    configured, here = len(json.loads(in_swarm("jobs", "--json"))), lines(swarm)
     test = "for n in 1 2 3; do dwrap build/bin/jsoncpp_test & done; wait; ctest --test-dir build"
     with subprocess.Popen(["docker", *desk, "sh", "-euc", f"ninja -j6 -C build && {test}"], stdout=subprocess.PIPE, text=True) as building:
         eventually(lambda: sum(agent["jobs_done"] for agent in fleet().values()) >= configured + 3, 120, "the build is under way")
@@ -406,16 +418,99 @@ def test_a_real_project_is_built_while_one_agent_is_killed_and_one_leaves(swarm:
     assert docker("inspect", "-f", "{{.State.ExitCode}}", gone) == "0", "it left when its jobs had ended"
     done = json.loads(in_swarm("jobs", "--json"))[configured:]
     places = Counter(job["where"] for job in done)
-    print(f"swarm: {len(done)} commands on {dict(places)}, here {lines(state) - here}; {killed} killed, {leaving} left; "
+    print(f"swarm: {len(done)} commands on {dict(places)}, here {lines(swarm) - here}; {killed} killed, {leaving} left; "
           f"{sum(job['losses'] for job in done)} attempts lost and made again")  # fmt: skip
     assert set(places) == {"agent-1", "agent-2", "agent-3"}
-    assert lines(state) - here <= len(done) // 20
+    assert lines(swarm) - here <= len(done) // 20
     made = [path for path in (source / "build").rglob("*") if path.suffix in (".o", ".so", ".a") or path.name == "jsoncpp_test"]
     assert len(made) > 10
     assert {path.stat().st_uid for path in made} == {USER}
 
 
-def lines(state: Path) -> int:
+def desktop(swarm: Place, tag: str, **settings: str) -> list[str]:
+    """The words that run a desktop on the Swarm's network, as the user, but for its image; their key is let in when it is not yet."""
+    own = {"DWRAP_KEYS": "/h/desk", "DWRAP_HOST": "tcp://distributor:7776", "HOME": "/h"}
+    own |= {"XDG_STATE_HOME": f"{swarm.tree}/state", **settings}
+    words = ["run", "--rm", "-i", "-u", f"{USER}:{USER}", "--network", "dwrap_farm", "-v", f"{swarm.tree}:{swarm.tree}"]
+    words += ["-v", f"{swarm.home}:/h", "-w", str(swarm.tree), *(word for name, value in own.items() for word in ("-e", f"{name}={value}"))]
+    if not (swarm.home / "desk" / "client.key").exists():
+        token = in_swarm("invite", "desk", "--address", "tcp://distributor:7776", "--submit", "--uid", str(USER), "--group", str(USER))
+        docker(*words, f"{PREFIX}-desktop:{tag}", "dwrapctl", "join", given=token)
+    return words
+
+
+def lines(swarm: Place) -> int:
     """How many commands have run on the desktop."""
-    log = state / "dwrap" / "here.log"
+    log = swarm.tree / "state" / "dwrap" / "here.log"
     return len(log.read_text(errors="replace").splitlines()) if log.exists() else 0
+
+
+UNITS = 60
+MAKEFILE = """
+all: $(patsubst %,%.o,$(shell seq 60))
+%.o:
+\tdwrap sh -c 'sleep 1; echo "int f() { return $*; }" | g++ -x c++ -c - -o $@'
+"""
+
+
+@pytest.fixture(scope="module")
+def newer(farm: Place) -> str:
+    """Images of the next toolchain: agent and desktop."""
+    base = engine.toolchain("gcc10", engine.base("bullseye"), "g++", "make")
+    for target in ("agent", "desktop"):
+        engine.build(target, base, "next", farm.environment["DWRAP_BUILD"], farm.clone)
+    return "next"
+
+
+def compiler_of(unit: Path) -> str:
+    """What made an object file, as it says itself."""
+    found = re.search(rb"GCC: \(Debian ([0-9.]+)", unit.read_bytes())
+    return found[1].decode() if found else "unknown"
+
+
+def test_a_new_image_is_rolled_out_under_a_build(swarm: Place, newer: str) -> None:
+    """The old desktop's build goes on, on old agents as long as there are any, then on the desktop, which is told why."""
+    folder = swarm.tree / "roll"
+    folder.mkdir()
+    (folder / "Makefile").write_text(MAKEFILE)
+    os.chown(folder, USER, USER)
+    configured, here = len(json.loads(in_swarm("jobs", "--json"))), lines(swarm)
+    old = [*desktop(swarm, TAG), "-w", str(folder), f"{PREFIX}-desktop:{TAG}"]
+    image = ("--image", f"{PREFIX}-agent:{newer}", "--update-monitor", "1s", "--no-resolve-image", "-d", "dwrap_agent")
+    with subprocess.Popen(["docker", *old, "make", "-k", "-j6"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as building:
+        eventually(lambda: sum(agent["jobs_done"] for agent in fleet().values()) >= configured + 3, 60, "the build is under way")
+        docker("service", "update", *image)
+        said, _ = building.communicate(timeout=300)
+    assert building.returncode == 0, said[-3000:]
+    units = list(folder.glob("*.o"))
+    done = json.loads(in_swarm("jobs", "--json"))[configured:]
+    places = Counter(job["where"] for job in done)
+    print(f"rolled out: {len(units)} units, made by {dict(Counter(map(compiler_of, units)))}; {dict(places)}, here {lines(swarm) - here}")
+    assert len(units) == UNITS
+    assert {compiler_of(unit).partition(".")[0] for unit in units} == {"12"}, "no job ran in the other environment"
+    assert sum(count for place, count in places.items() if place.startswith("agent-")) > 0
+    eventually(lambda: ["g++=10." in agent["identity"] for agent in fleet().values()] == [True] * 3, 120, "three new agents serve")
+    told = docker(*old, "sh", "-c", "dwrap g++ --version >&2; dwrap sh -c 'exit 0'; dwrapctl why; dwrap --explain sh -c 'exit 0'")
+    print(told)
+    assert re.search(r"no agent has your environment: agent agent-\d has g\+\+ 10\.2[^,]*, you have 12\.2", told)
+
+
+def test_two_environments_are_served_at_once(swarm: Place, newer: str) -> None:
+    """After the test above: three new agents, and one of the old image beside them."""
+    mounts = ["-v", f"{swarm.tree}:{swarm.tree}", "-v", f"{swarm.clone}/keys:/etc/dwrap/keys:ro"]
+    shape = ["--name", f"{PREFIX}-old", "--hostname", "old", "--network", "dwrap_farm", *hardened(), *mounts]
+    docker("run", "-d", *shape, f"{PREFIX}-agent:{TAG}", "tcp://distributor:7776", "--root", str(swarm.tree))
+    try:
+        eventually(lambda: "old" in fleet(), 30, "the old one serves")
+        before = len(json.loads(in_swarm("jobs", "--json")))
+        for tag in (TAG, newer):
+            words = [*desktop(swarm, tag, DWRAP_FALLBACK="fail"), f"{PREFIX}-desktop:{tag}", "sh", "-euc"]
+            docker(*words, "for i in 1 2 3 4; do echo 'int f;' >$0-$i.cpp; dwrap g++ -c $0-$i.cpp & done; wait", tag)
+        places = [job["where"] for job in json.loads(in_swarm("jobs", "--json"))[before:]]
+        print(f"two pools at once: {dict(Counter(places))}")
+        assert set(places[:4]) == {"old"}
+        assert set(places[4:]) <= {"agent-1", "agent-2", "agent-3"}
+        made = {tag: {compiler_of(unit) for unit in swarm.tree.glob(f"{tag}-*.o")} for tag in (TAG, newer)}
+        assert {tag: [version.split(".")[0] for version in versions] for tag, versions in made.items()} == {TAG: ["12"], newer: ["10"]}
+    finally:
+        docker("rm", "-fv", f"{PREFIX}-old")

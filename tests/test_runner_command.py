@@ -172,6 +172,24 @@ def test_groups_that_were_dropped_are_told(bench: Bench, dropped: Sequence[int],
     assert (end.text("groups_dropped") or None) == told
 
 
+KEYCTL = {"x86_64": 250, "aarch64": 219}
+GET_SESSION_KEYRING = "import ctypes, sys; print(ctypes.CDLL(None).syscall(int(sys.argv[1]), 0, -3, 0))"
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("becomes", [True, False])
+def test_users_have_no_session_keyring_in_common(bench: Bench, becomes: bool) -> None:
+    """Whoever has it may read and change what others left in it. One who runs jobs of their own only keeps their own, as here."""
+    number = KEYCTL.get(os.uname().machine)
+    if number is None or not Path("/proc/keys").exists():
+        pytest.skip("this kernel has no keyrings, or this test does not know its number for keyctl")
+    identity = Identity(65534, 65534, (), become=True) if becomes else Identity(os.geteuid(), os.getegid(), (), become=False)
+    ask = ["/usr/bin/python3", "-c", GET_SESSION_KEYRING, str(number)]
+    own = int(subprocess.run(ask, capture_output=True, check=True).stdout)
+    seen = [int(bench.run(*ask, identity=identity, cwd="/").out[1]) for _ in range(2)]
+    assert len({own, *seen}) == (3 if becomes else 1)
+
+
 @ROOT_ONLY
 def test_the_directory_is_entered_as_the_submitter(bench: Bench) -> None:
     bench.cwd.chmod(0o700)
