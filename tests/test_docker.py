@@ -497,7 +497,12 @@ def test_a_new_image_is_rolled_out_under_a_build(swarm: Place, newer: str) -> No
 
 def test_two_environments_are_served_at_once(swarm: Place, newer: str) -> None:
     """After the test above: three new agents, and one of the old image beside them."""
-    mounts = ["-v", f"{swarm.tree}:{swarm.tree}", "-v", f"{swarm.clone}/keys:/etc/dwrap/keys:ro"]
+    keys = swarm.home / "old-keys"
+    keys.mkdir(0o700)
+    for name in ("agent.key", "known_distributors"):  # root's, who has no right there to read others'
+        shutil.copyfile(swarm.clone / "keys" / name, keys / name)
+        (keys / name).chmod(0o600)
+    mounts = ["-v", f"{swarm.tree}:{swarm.tree}", "-v", f"{keys}:/etc/dwrap/keys:ro"]
     shape = ["--name", f"{PREFIX}-old", "--hostname", "old", "--network", "dwrap_farm", *hardened(), *mounts]
     docker("run", "-d", *shape, f"{PREFIX}-agent:{TAG}", "tcp://distributor:7776", "--root", str(swarm.tree))
     try:

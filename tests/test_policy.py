@@ -42,7 +42,7 @@ BIG = frozenset({"big=1"})
         (job(identity="x86 d/12 #1"), 1000, [pool(identity="x86 d/13 #1")], "UNAVAILABLE", "an agent runs d 13, you run d 12"),
         (job(identity="x86 d/12 #1"), 1000, [pool()], "UNAVAILABLE", "does not say"),
         (job(identity="x86 d/12 #1", cwd="/tmp"), 1000, [pool(identity="x86 d/13 #1")], "HERE", "/tmp"),
-        (job(identity="x86 d/12 #1"), 1, [pool(identity="x86 d/13 #1"), pool(roots=("/x",), identity="x86 d/12 #1")], "UNAVAILABLE", "d 13"),
+        (job(identity="x d/12 #1"), 1, [pool(identity="x d/13 #1"), pool(roots=("/x",), identity="x d/12 #1")], "UNAVAILABLE", "d 13"),
         (job(identity="x86 d/12 #1", labels=("big=1",)), 1000, [pool(identity="arm d/12 #1", labels=BIG)], "REFUSED", "is arm, you are on"),
         (job(identity="x86 d/12 #1", agent="a1"), 1000, [pool(identity="arm d/12 #1")], "REFUSED", "DWRAP_ENVIRONMENT=any"),
         (job(cpu="Toy #1", labels=("big=1",)), 1000, [pool(cpu="Toy #2", labels=BIG)], "REFUSED", "has Toy #2"),
