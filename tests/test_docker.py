@@ -62,11 +62,11 @@ class Place:
             "DWRAP_BASE": toolchain, "DWRAP_TREE": str(self.tree),
         }  # fmt: skip
 
-    def shell(self, text: str, seconds: float = 300, folder: str = "docker") -> str:
+    def shell(self, text: str, seconds: float = 300, folder: str = "docker", **settings: str) -> str:
         """Lines of shell, as the user, who may speak to the engine. Raises AssertionError."""
         become = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--groups", str(os.stat("/var/run/docker.sock").st_gid)]
         done = subprocess.run(
-            [*become, "bash", "-euo", "pipefail", "-c", text], cwd=self.clone / folder, env=self.environment,
+            [*become, "bash", "-euo", "pipefail", "-c", text], cwd=self.clone / folder, env=self.environment | settings,
             capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -229,6 +229,24 @@ def test_jobs_run_on_all_agents_as_their_user(farm: Place) -> None:
     assert {file.stat().st_uid for file in farm.tree.glob("made-*")} == {USER}
 
 
+def test_another_server_joins_by_a_token_and_another_user_too(farm: Place) -> None:
+    gateway = docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", NETWORK)
+    address = f"tcp://{gateway}:{farm.environment['DWRAP_PORT']}"
+    _, first, others = guide("Five servers in five minutes", farm)
+    far = {"DWRAP_ADDRESS": address, "COMPOSE_PROJECT_NAME": f"{PREFIX}-far"}
+    tokens = [line for line in farm.shell(first, DWRAP_ADDRESS=address).splitlines() if line.startswith("dwrap_join_")]
+    try:
+        for line, token in zip(others.splitlines(), tokens, strict=True):
+            farm.shell(f"{{ {line}; }} <<< {token}", **far)
+        container = farm.shell("docker-compose ps -q agent", **far).strip()
+        eventually(lambda: "ready" in docker("logs", container), 15, "it is ready")
+        label = f"DWRAP_LABELS=agent={docker('inspect', '-f', '{{.Config.Hostname}}', container)}"
+        told = farm.shell(f"docker-compose run --rm -T -e DWRAP_FALLBACK=fail -e {label} desktop dwrap id -u", **far)
+        assert told.split()[-1] == str(USER)
+    finally:
+        farm.shell("docker-compose down -v -t 20", **far)
+
+
 def test_containers_may_do_as_little_as_the_file_says(farm: Place) -> None:
     for container in (*agents_of(farm), *compose("ps", "-q", "distributor", place=farm).split()):
         told = json.loads(docker("inspect", container))[0]["HostConfig"]
@@ -356,8 +374,8 @@ def swarm(farm: Place) -> Iterator[Place]:
     finally:
         with contextlib.suppress(EngineError):
             docker("stack", "rm", "dwrap")
+            eventually(lambda: not docker("ps", "-aq", "--filter", "name=dwrap_"), 60, "the stack is gone")
         docker("swarm", "leave", "--force")
-        eventually(lambda: not docker("ps", "-aq", "--filter", "name=dwrap_"), 60, "the stack is gone")
         docker("volume", "rm", "dwrap_distributor")
 
 

@@ -91,9 +91,10 @@ def remove_all(images: bool = False) -> None:
         for name in docker(*ask, "--filter", f"name={PREFIX}").split():
             with contextlib.suppress(EngineError):
                 docker(*remove, name)
-    for tag in docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"{PREFIX}-*").split() if images else ():
-        with contextlib.suppress(EngineError):
-            docker("rmi", "-f", tag)
+    for _ in range(2 if images else 0):  # what others are made from goes after them
+        for image in docker("images", "-q", f"{PREFIX}-*").split():
+            with contextlib.suppress(EngineError):
+                docker("rmi", "-f", image)
 
 
 # ---- images ----
