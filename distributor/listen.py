@@ -17,6 +17,7 @@ from dwrap.protocol import keys
 from dwrap.protocol.endpoint import is_loopback
 from dwrap.protocol.messages import MAX_FRAME_BYTES
 
+_ALL_USERS: Final = 0o666
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 _OPTIONS: Final = {
     zmq.ROUTER_MANDATORY: 1,
@@ -64,7 +65,7 @@ class Listener:
         router.setsockopt(zmq.IPV6, int(host.startswith("[") or host == "*"))  # with it 127.0.0.1 would be shown as ::ffff:127.0.0.1
         router.bind(endpoint.replace("tcp://localhost:", "tcp://127.0.0.1:"))
         if endpoint.startswith("ipc:///"):  # for all users here, as a loopback address is; its directory keeps off whom it is not for
-            os.chmod(endpoint.removeprefix("ipc://"), 0o666)  # noqa: S103
+            os.chmod(endpoint.removeprefix("ipc://"), _ALL_USERS)
         return router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def answer_zap(self) -> None:
