@@ -41,6 +41,10 @@ static void explain(const struct message *m, struct answer *a)
 {
     const char *where = fields_get(m->fields, "where"), *agent = fields_get(m->fields, "agent"), *reason = fields_get(m->fields, "reason");
     bool named = where && strcmp(where, "agent") == 0 && agent && *agent;
+    if (where && strcmp(where, "nowhere") == 0) { /* what follows from that is for the settings to say */
+        answer_with(a, ANSWER_UNAVAILABLE, "%s", reason && *reason ? reason : "no reason was given");
+        return;
+    }
     answer_with(a, ANSWER_EXPLAINED, "%s%s%s: %s", where ? where : "?", named ? " " : "", named ? agent : "",
                 reason && *reason ? reason : "no reason was given");
 }
