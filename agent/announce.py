@@ -52,7 +52,7 @@ def announcer(name: str, slots: int, address: str, health_file: Path | None) -> 
     try:
         health = Health(health_file) if health_file is not None else None
     except OSError as error:
-        raise ValueError(f"--health {health_file} cannot be kept: {error.strerror}; name a file where this user may write") from error
+        raise ValueError(f"--health {health_file} cannot be kept: {error.strerror}; name one in a directory of its own") from error
     try:
         yield Announcer(name, slots, address, health)
     finally:

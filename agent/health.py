@@ -8,13 +8,16 @@ Knows one file. Does not know who reads it, nor what the session does. Imports l
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import Final
 
-FILE: Final = "/run/dwrap/agent"
+FILE: Final = "/run/dwrap/agent/health"
 MOST_SECONDS: Final = 10.0
 log = logging.getLogger("dwrap.agent")
 
@@ -32,7 +35,8 @@ class Health:
         self._file = file
         self._fresh = file.with_name(f".{file.name}.new")
         self._has_complained = False
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(0o755, parents=True, exist_ok=True)
+        _check_is_ours(file.parent)
         file.unlink(missing_ok=True)  # of one before
         self._fresh.touch()
         self._fresh.unlink()
@@ -55,6 +59,15 @@ class Health:
         """The agent has ended."""
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Raises OSError: who may write there, as a job may in a /run of everybody's, could put a link in the file's way, or make a healthy
+    agent look ill.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise OSError(errno.EPERM, f"others may write in {folder}")
 
 
 def age(file: Path) -> float | None:

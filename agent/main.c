@@ -163,8 +163,8 @@ static bool is_starved(const struct run *run)
            starved_since(run->spec.oom);
 }
 
-/* From here on, SIGTERM waits. Nobody sends one to a runner alone: who does, ends everything here, as Slurm does an allocation, and a service
- * manager or a shutdown a control group. */
+/* From here on, SIGTERM waits: who sends it ends everything here, as Slurm does an allocation, and a service manager or a shutdown a control
+ * group. It is looked at only when the command has died of one itself. */
 static void note_termination(void)
 {
     sigset_t set;
@@ -180,8 +180,8 @@ static bool was_terminated(const struct run *run)
     sigset_t set;
     bool by_it = (WIFSIGNALED(run->status) && WTERMSIG(run->status) == SIGTERM) ||
                  (WIFEXITED(run->status) && WEXITSTATUS(run->status) == SIGNALLED + SIGTERM);
-    struct timespec wait = {0, by_it ? TERMINATION_MS * 1000000L : 0};
-    if (run->lost || !run->main_ended || run->status == 0)
+    struct timespec wait = {0, TERMINATION_MS * 1000000L};
+    if (run->lost || !run->main_ended || !by_it) /* another status is its own word, whatever else was told to end meanwhile */
         return false;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);

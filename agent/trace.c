@@ -80,9 +80,11 @@ static size_t peek(const struct stop *stop, uint64_t address, void *to, size_t s
         first = size;
     struct iovec local = {to, size}, remote[2] = {{(void *)(uintptr_t)address, first}, {(void *)(uintptr_t)(address + first), size - first}};
     ssize_t got = process_vm_readv((pid_t)stop->notice->pid, &local, 1, remote, size > first ? 2 : 1, 0);
-    if (got < 0 && (errno == EPERM || errno == ENOSYS))
+    bool forbidden = got < 0 && (errno == EPERM || errno == ENOSYS);
+    if (forbidden)
         got = peek_through_file(stop->notice->pid, address, to, size);
-    if (got < 0 && (errno == EPERM || errno == EACCES))
+    bool is_plain = errno == EFAULT || errno == EIO || errno == ESRCH; /* nothing is there; the process has gone */
+    if (got < 0 && forbidden && !is_plain)
         trace_doubt(stop->trace, "the agent is not allowed to look at the command's memory");
     return got < 0 ? 0 : (size_t)got;
 }

@@ -17,7 +17,7 @@ from dwrap.protocol import keys
 from dwrap.protocol.endpoint import is_loopback
 from dwrap.protocol.messages import MAX_FRAME_BYTES
 
-_ALL_USERS: Final = 0o666
+_ALL_USERS: Final = 0o111
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
 _OPTIONS: Final = {
     zmq.ROUTER_MANDATORY: 1,
@@ -63,9 +63,11 @@ class Listener:
         router = self.router
         host = endpoint.removeprefix("tcp://").rpartition(":")[0]
         router.setsockopt(zmq.IPV6, int(host.startswith("[") or host == "*"))  # with it 127.0.0.1 would be shown as ::ffff:127.0.0.1
-        router.bind(endpoint.replace("tcp://localhost:", "tcp://127.0.0.1:"))
-        if endpoint.startswith("ipc:///"):  # for all users here, as a loopback address is; its directory keeps off whom it is not for
-            os.chmod(endpoint.removeprefix("ipc://"), _ALL_USERS)
+        before = os.umask(_ALL_USERS)  # a Unix socket is for all users here, as a loopback address is; its directory keeps off others
+        try:
+            router.bind(endpoint.replace("tcp://localhost:", "tcp://127.0.0.1:"))
+        finally:
+            os.umask(before)
         return router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def answer_zap(self) -> None:

@@ -53,6 +53,22 @@ def test_what_an_agent_before_it_left_says_nothing(file: Path) -> None:
     assert probe(file).returncode == 1
 
 
+@pytest.mark.parametrize("shape", ["everybody may write there", "it is a link"])
+def test_a_directory_where_jobs_may_write_is_not_for_it(file: Path, tmp_path: Path, shape: str) -> None:
+    """There a job could have the agent write over any file (`ln -s FILE .agent.new`), or keep it from saying that it lives."""
+    if shape == "it is a link":
+        (tmp_path / "elsewhere").mkdir()
+        file.parent.symlink_to(tmp_path / "elsewhere")
+    else:
+        file.parent.mkdir()
+        file.parent.chmod(0o1777)
+    with pytest.raises(OSError, match="others may write in"):
+        Health(file)
+    if shape != "it is a link":
+        Health(file.parent / "own" / "health").tell(True)
+        assert (file.parent / "own").stat().st_mode & 0o022 == 0
+
+
 @pytest.mark.parametrize(("text", "cause"), [
     ("0.0\n", "the agent has said nothing"), ("", "it holds no time"), ("nonsense", "it holds no time"), (None, "Is a directory"),
 ])  # fmt: skip

@@ -84,7 +84,6 @@ COPES = "trap 'echo help; exit {}' TERM; echo ready; sleep MARK & wait"
     [
         ("echo ready; exec sleep MARK", "command, runner"),
         (COPES.format(143), "command, runner"),
-        (COPES.format(1), "runner, command"),  # another status is believed when the runner has heard of nothing yet
     ],
 )
 def test_a_command_that_is_ended_with_everything_around_it_is_lost(place: Bench, rest: str, whom: str) -> None:
@@ -100,6 +99,13 @@ def test_and_is_not_run_again_where_it_may_not_be(place: Bench) -> None:
 
 def test_one_that_ends_well_all_the_same_has_done_so(place: Bench) -> None:
     assert terminated(place, COPES.format(0), "runner, command").number("status") == 0
+
+
+@pytest.mark.parametrize("whom", ["runner, command", "runner"])
+def test_another_status_is_the_commands_own_word(place: Bench, whom: str) -> None:
+    """It may have failed by itself, seconds after somebody told the runner to end, another job of the same user for instance."""
+    rest = COPES.format(7) if "command" in whom else "echo ready; sleep 0.3; exit 7"
+    assert terminated(place, f"echo x >new; {rest}", whom).number("status") == 7 << 8
 
 
 def test_a_signal_for_the_command_alone_is_its_own(place: Bench) -> None:
@@ -459,11 +465,11 @@ def test_kills_in_its_own_control_group_count(place: Bench, counted: Path) -> No
 def test_kills_elsewhere_do_not_count_where_the_own_group_does(place: Bench, counted: Path, narrow: Path) -> None:
     assert counted
     eat = f"echo 0 >{narrow}/cgroup.procs && exec python3 -c \"b'x' * 10**8\""
-    kills = Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0]
+    kills = int(Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0])
     job = place.start(sh("echo up; read line; exit 1"), stdin="stream", memory_retry=True)
     job.until(lambda: job.out[1] == b"up\n")
     assert subprocess.run(["/bin/sh", "-c", eat], check=False).returncode == -signal.SIGKILL
-    assert Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0] > kills
+    assert int(Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0]) > kills
     job.feed(b"go\n")
     end = job.finish()
     assert (end.number("status") >> 8, end.get("memory")) == (1, None)
