@@ -15,7 +15,7 @@ OUTSIDE = {"zmq", "socket", "subprocess", "time", "os", "select", "selectors", "
 CORES = ("distributor/scheduler.py", "distributor/queue.py", "distributor/placement.py", "distributor/policy.py",
          "distributor/events.py", "distributor/job.py", "distributor/journal.py", "distributor/bursts.py", "distributor/views.py",
          "agent/session.py", "agent/attempt.py", "agent/registration.py", "agent/marks.py",
-         "protocol/messages.py", "protocol/manifest.py")  # fmt: skip
+         "protocol/messages.py", "protocol/manifest.py", "protocol/likeness.py")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:
