@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-import psutil
 
 from dwrap.agent import environment, rights, workplace
 from dwrap.agent.accounts import Accounts
@@ -24,6 +23,7 @@ from dwrap.agent.events import Installed, Mounted
 from dwrap.agent.former import Former
 from dwrap.agent.link import Link
 from dwrap.agent.load import Load, session_seconds
+from dwrap.agent.memory import memory
 from dwrap.agent.registration import Registration
 from dwrap.agent.runner import Runners, choose_tree, find_program
 from dwrap.agent.session import Session
@@ -130,7 +130,7 @@ def _registration(name: str, slots: int, roots: tuple[str, ...], labels: tuple[s
     uid = os.geteuid()
     extra: list[tuple[str, Value]] = [("label", label) for label in labels]
     extra += [("host", socket.gethostname()), ("cpus", environment.processors())]
-    extra += [("memory_bytes", int(psutil.virtual_memory().total)), ("tree", tree)]
+    extra += [("memory_bytes", memory().total), ("tree", tree)]
     if allow_root:
         extra.append(("allow_root", 1))
     return Registration(name, slots, roots, "any" if uid == 0 else str(uid), tuple(extra))

@@ -13,6 +13,8 @@ from typing import Final
 
 import psutil
 
+from dwrap.agent.memory import memory
+
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PRESSURES: Final = ("cpu", "memory", "io")
 
@@ -63,7 +65,7 @@ class Load:
 
     def sample(self, now: float) -> tuple[tuple[str, int], ...]:
         """HEARTBEAT's fields on load, at `now` (monotonic seconds)."""
-        fields = [("foreign", self._foreign(now)), ("memory_available_bytes", int(psutil.virtual_memory().available))]
+        fields = [("foreign", self._foreign(now)), ("memory_available_bytes", memory().available)]
         for resource in _PRESSURES:
             value = pressure(resource)
             if value is not None:

@@ -11,6 +11,7 @@ import pytest
 from dwrap.agent import environment
 from dwrap.agent.accounts import Account, Accounts, Identity, Refusal
 from dwrap.agent.load import Load, busy_seconds, pressure, session_seconds
+from dwrap.agent.memory import Memory, memory
 
 
 @pytest.mark.parametrize(
@@ -170,3 +171,30 @@ def test_a_quota_of_a_container_gives_fewer_processors(
         if text is not None:
             file.write_text(text)
     assert environment.processors(((str(files[0]),), (str(files[1]), str(files[2])))) == count
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cache", "told"),
+    [
+        ("1000000", "600000", "100000", Memory(1_000_000, 500_000)),
+        ("1000000", "1200000", "0", Memory(1_000_000, 0)),
+        ("max", "600000", "0", None),
+        ("9223372036854771712", "600000", "0", None),
+        ("", "", "", None),
+    ],
+)
+@pytest.mark.parametrize("layout", [0, 1])
+def test_a_containers_memory_is_what_counts(tmp_path: Path, layout: int, limit: str, used: str, cache: str, told: Memory | None) -> None:
+    folder = tmp_path / "memory" if layout else tmp_path
+    folder.mkdir(exist_ok=True)
+    names = (("memory.limit_in_bytes", "memory.usage_in_bytes") if layout else ("memory.max", "memory.current"))
+    for name, text in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(text + "\n")
+    (folder / "memory.stat").write_text(f"cache 5\n{'total_' if layout else ''}inactive_file {cache or 0}\n")
+    machine = memory(str(tmp_path / "none"))
+    found = memory(str(tmp_path))
+    assert found == told if told else found.total == machine.total > 10**9
+
+
+def test_the_machines_memory() -> None:
+    assert 0 < memory().available <= memory().total
