@@ -361,9 +361,11 @@ class Runners:
                     os.kill(pid, signal.SIGKILL)
 
     def kill_orphans(self) -> None:
-        """Kills what dead runners left to this process as the nearest subreaper: every child of it that is none of ours."""
+        """Kills what dead runners left to this process as the nearest subreaper: every child of its main thread that is none of ours.
+        The kernel gives such to the first thread that lives (find_alive_thread in its exit.c); what other threads started is theirs.
+        """
         ours = self._unreaped | {self._starter.pid if self._starter else 0}
-        for orphan in set(_children("self")) - ours:
+        for orphan in set(_children("self", str(os.getpid()))) - ours:
             log.warning("process %d was left by a runner and is killed", orphan)
             os.kill(orphan, signal.SIGKILL)
             os.waitpid(orphan, os.WNOHANG)
@@ -379,8 +381,9 @@ def _shortened(groups: Sequence[int]) -> str:
     return ",".join([*map(str, groups[:_MOST_DROPPED]), *rest])
 
 
-def _children(pid: int | str) -> Iterable[int]:
-    for task in os.listdir(f"/proc/{pid}/task"):
+def _children(pid: int | str, *tasks: str) -> Iterable[int]:
+    """Of all its threads, or of these."""
+    for task in tasks or os.listdir(f"/proc/{pid}/task"):
         try:
             text = Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="ascii")
         except OSError:  # the thread has ended, or the kernel was built without this file

@@ -2,7 +2,7 @@
 
 Knows the runner, which can tell (environment/). Does not know what counts. A machine is upgraded while its agent runs: from then on it
 may be another environment, and jobs of the old one must not come any more. A look may take as long as rpm needs, so every look after
-the first is made in a thread of its own.
+the first is made in a thread of its own; what that starts is not taken for something that a job left (runner.py).
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ class Stock:
             raise OSError(0, f"cannot find out what is installed here: {error}") from error
         head, _, packages = done.stdout.decode("utf-8", "replace").partition("\n\n")
         facts = dict(line.split("=", 1) for line in head.splitlines() if "=" in line)
-        if facts.get("stamp", "") == self._stamp:
+        if "stamp" not in facts:
+            raise OSError(0, "cannot find out what is installed here: the runner says nothing")
+        if facts["stamp"] == self._stamp:
             return None
-        self._stamp = facts.get("stamp", "")
+        self._stamp = facts["stamp"]
         text = "\n".join(sorted(packages.splitlines())).encode()[:MAX_PACKAGES_BYTES].decode("utf-8", "ignore")
         return Installed(facts.get("environment", ""), facts.get("cpu", ""), text)

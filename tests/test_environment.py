@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import textwrap
 import unittest.mock
@@ -292,6 +293,31 @@ def test_an_agent_notices_an_upgrade(root: Path) -> None:
     found = eventually(news)
     assert "g++=13.2.0-1" in found.environment
     assert found.environment == line(root)
+
+
+BESIDE = """
+import subprocess, sys, threading, time
+from pathlib import Path
+from dwrap.agent import workplace
+from dwrap.agent.runner import Runners, find_program
+
+workplace.become_subreaper()
+runners = Runners(find_program(), Path(sys.argv[1]), ("/",), "subreaper", 100)
+statuses = []
+looking = threading.Thread(target=lambda: statuses.append(subprocess.run(["sh", "-c", "sleep 0.5; exit 7"]).returncode))
+orphan = int(subprocess.run(["sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $!"], capture_output=True, check=True).stdout)
+looking.start()
+while looking.is_alive():
+    runners.kill_orphans()
+    time.sleep(0.01)
+print(statuses, Path(f"/proc/{orphan}").exists())
+"""
+
+
+def test_a_look_is_not_taken_for_something_that_a_job_left(tmp_path: Path) -> None:
+    """Where agents hold jobs by reaping, what has no place in their books is killed each second; rpm may need as long."""
+    done = subprocess.run([sys.executable, "-c", BESIDE, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[7] False\n", done.stderr
 
 
 # ---- a farm ----
