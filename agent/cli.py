@@ -1,6 +1,6 @@
-"""`dwrap-agent`: reads the options, puts the rooms together, prints the ready line, serves until it has drained.
+"""`dwrap-agent`: reads the options, puts the rooms together, serves until it has drained.
 
-Knows the process: options, log, work directory, systemd. Everything else is in the rooms.
+Knows the process: options, log, work directory. Everything else is in the rooms.
 """
 
 from __future__ import annotations

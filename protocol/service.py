@@ -1,4 +1,4 @@
-"""What both daemons owe whoever started them: log lines, one last line when they cannot start, and systemd's notification.
+"""What both daemons owe whoever started them: log lines, one last line when they cannot start, and systemd's notification and watchdog.
 
 Knows the process it is in. Knows no message and no socket of dwrap's own.
 """

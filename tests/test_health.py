@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from farm import eventually
 from test_agent import Distributor, start
+from test_agent import distributor as distributor  # its fixture
 
 from dwrap.agent import health
 from dwrap.agent.health import Health
@@ -24,14 +24,6 @@ def probe(file: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "run" / "agent"
-
-
-@pytest.fixture
-def distributor(short_dir: Path) -> Iterator[Distributor]:
-    made = Distributor(short_dir)
-    yield made
-    made.close()
-    made.context.destroy(linger=0)
 
 
 def test_a_file_says_so_while_it_serves(file: Path) -> None:
