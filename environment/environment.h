@@ -9,7 +9,7 @@
 
 enum { ENVIRONMENT_BYTES = 240, CPU_BYTES = 128 };
 
-/* Changes whenever environment_read may say something else. Costs a look at some twenty files. */
+/* Changes whenever environment_read may say something else. Costs a look at two dozen files. */
 uint64_t environment_stamp(const char *root);
 
 /* The line `ARCHITECTURE SYSTEM TOOL=VERSION,… … #DIGEST` of what is installed under `root` ("": here). The digest is over all that
