@@ -5,12 +5,10 @@ Knows descriptors. Does not know what a connection is for, nor when it has earne
 
 from __future__ import annotations
 
-import array
-import fcntl
 import select
 import socket
 import struct
-import termios
+import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -19,17 +17,18 @@ from dwrap.protocol.peer import Borrowed
 _TCP_INFO_BYTES: Final = 60
 _TCP_INFO_WITH_BYTES: Final = 136
 _RECEIVED_AT: Final = 128  # tcpi_bytes_received
+_MOMENT_SECONDS: Final = 0.003
 _SILENT_MS: Final = 10_000  # as long as keepalive takes (listen.py)
 _SILENT_RETRANSMITS: Final = 3  # after 1.4 s: a host that was not spoken to for long need not have said anything
 
 
 class Sample(NamedTuple):
-    """How a connection stands: bytes received in all (None where the kernel does not count them: a Unix socket), bytes that wait to
-    be read by us, whether there is room for more of ours.
+    """How a connection stands: bytes received in all (None where the kernel does not count them: a Unix socket), for want of that
+    whether any waited to be read in the moment of the look, and whether there is room for more of ours.
     """
 
     received: int | None
-    unread: int
+    is_sending: bool
     is_writable: bool
 
 
@@ -68,16 +67,33 @@ def has_room(fd: int) -> bool:
 
 def samples(fds: Iterable[int]) -> dict[int, Sample]:
     """How these connections stand; those that are gone are left out."""
+    received = {fd: _received(fd) for fd in fds}
     writable = select.poll()
-    found: dict[int, tuple[int | None, int]] = {}
-    for fd in fds:
-        try:
-            found[fd] = _received(fd), _unread(fd)
-            writable.register(fd, select.POLLOUT)
-        except OSError:
-            found.pop(fd, None)
-    has_room = {fd for fd, events in writable.poll(0) if events & select.POLLOUT}
-    return {fd: Sample(*counts, fd in has_room) for fd, counts in found.items()}
+    uncounted = select.poll()
+    for fd, count in received.items():
+        writable.register(fd, select.POLLOUT)
+        if count is None:
+            uncounted.register(fd, select.POLLIN)
+    sending = _sending(uncounted) if None in received.values() else set()
+    events = dict(writable.poll(0))
+    return {
+        fd: Sample(count, fd in sending, bool(events.get(fd, 0) & select.POLLOUT))
+        for fd, count in received.items()
+        if not events.get(fd, 0) & select.POLLNVAL
+    }
+
+
+def _sending(uncounted: select.poll) -> set[int]:
+    """On which of these something arrives, for a moment at most: libzmq's thread reads it as fast as it comes, so that at one instant
+    it is chance whether anything of a flood is there.
+    """
+    until = time.monotonic() + _MOMENT_SECONDS
+    sending: set[int] = set()
+    while time.monotonic() < until and (found := uncounted.poll(1)):
+        for fd, _ in found:
+            sending.add(fd)
+            uncounted.unregister(fd)
+    return sending
 
 
 def _received(fd: int) -> int | None:
@@ -87,9 +103,3 @@ def _received(fd: int) -> int | None:
     except OSError:
         return None
     return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) if len(info) >= _TCP_INFO_WITH_BYTES else None
-
-
-def _unread(fd: int) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0]

@@ -95,7 +95,7 @@ class Watch:
     @staticmethod
     def _judge(track: _Track, counts: Counts | None, sample: Sample, now: float, has_grown: bool) -> str:
         messages, told = (counts.messages, counts.told_bytes) if counts is not None else (0, 0)
-        received = sample.received if sample.received is not None else track.seen + (_LEAST_RECEIVED if sample.unread else 0)
+        received = sample.received if sample.received is not None else track.seen + (_LEAST_RECEIVED if sample.is_sending else 0)
         if messages != track.messages:
             heard = counts.heard_bytes + _HANDSHAKE_BYTES + int(_PING_BYTES * (now - track.met)) if counts is not None else 0
             baseline = received if sample.received is None else min(received, heard)
@@ -107,7 +107,7 @@ class Watch:
         track.seen, track.seen_told = received, told
         if is_endless:
             track.strikes += has_grown
-        elif sample.received is not None:  # of a Unix socket it is chance whether anything is unread just now
+        elif sample.received is not None:  # of a Unix socket it is chance whether anything waits in that moment
             track.strikes = 0
         track.deaf_strikes = track.deaf_strikes + has_grown if is_deaf else 0
         begun = track.begun(now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
 
 import pytest
 
@@ -197,3 +198,30 @@ def test_who_answers_or_is_gone_is_not_called_silent() -> None:
     client.close()
     server.close()
     assert not descriptors.is_silent(fd)
+
+
+def test_of_counted_connections_the_bytes_are_told() -> None:
+    client, server = connected(socket.AF_INET, "127.0.0.1")
+    with client, server:
+        client.sendall(b"x" * 70_000)
+        server.recv(70_000, socket.MSG_WAITALL)
+        sample = descriptors.samples([server.fileno()])[server.fileno()]
+        assert (sample.received, sample.is_writable) == (70_000, True)
+    assert descriptors.samples([server.fileno() if server.fileno() >= 0 else 999_999]) == {}
+
+
+def test_of_unix_sockets_who_sends_is_seen_though_all_is_read_at_once() -> None:
+    """As by libzmq's thread: at any one instant there is as often nothing left to be seen."""
+    (sender, reader), (idle, idle_reader) = socket.socketpair(), socket.socketpair()
+    with sender, reader, idle, idle_reader:
+        flood = subprocess.Popen(["dd", "if=/dev/zero", "bs=64K"], stdout=sender, stderr=subprocess.DEVNULL)
+        taking = subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.DEVNULL)
+        try:
+            looks = [descriptors.samples([reader.fileno(), idle_reader.fileno()]) for _ in range(100)]
+        finally:
+            for process in (flood, taking):
+                process.kill()
+                process.wait()
+        told = [look[reader.fileno()].is_sending for look in looks]
+        assert sum(told) > 75, "a flood is seen by chance only"
+        assert not any(look[idle_reader.fileno()].is_sending for look in looks)

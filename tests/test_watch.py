@@ -56,30 +56,32 @@ def test_it_looks_when_the_process_has_grown_and_every_few_seconds() -> None:
 
 @pytest.mark.parametrize("did", [None, Did(5)])
 def test_a_message_without_end_is_ended(did: Did | None) -> None:
-    first = [(did, Sample(1_000, 0, True))]
-    assert ends([*first, *[(did, Sample(1_000 + look * MB, 0, True)) for look in range(1, 6)]])[0] == 1 + STRIKES
+    first = [(did, Sample(1_000, False, True))]
+    assert ends([*first, *[(did, Sample(1_000 + look * MB, False, True)) for look in range(1, 6)]])[0] == 1 + STRIKES
 
 
 def test_one_that_is_larger_than_any_is_ended_at_once() -> None:
-    assert ends([(Did(5), Sample(0, 0, True)), (Did(6), Sample(10, 0, True)), (Did(6), Sample(1_000 + MAX_MESSAGE_BYTES, 0, True))]) == [3]
+    assert ends(
+        [(Did(5), Sample(0, False, True)), (Did(6), Sample(10, False, True)), (Did(6), Sample(1_000 + MAX_MESSAGE_BYTES, False, True))]
+    ) == [3]
 
 
 def test_on_a_unix_socket_what_waits_to_be_read_stands_for_what_came() -> None:
-    assert ends([(Did(5), Sample(None, 5, True))] * 6)[0] == STRIKES + 1
-    assert ends([(Did(5), Sample(None, 0, True))] * 9) == []
-    assert ends([(Did(number), Sample(None, 5, True)) for number in range(9)]) == []
+    assert ends([(Did(5), Sample(None, True, True))] * 6)[0] == STRIKES + 1
+    assert ends([(Did(5), Sample(None, False, True))] * 9) == []
+    assert ends([(Did(number), Sample(None, True, True)) for number in range(9)]) == []
 
 
 @pytest.mark.parametrize(
     "looks",
     [
-        [(Did(number), Sample(number * 30 * MB, 9, True)) for number in range(9)],  # it sends much, and completes messages
-        [(Did(5), Sample(1_000 + number * 9, 0, True)) for number in range(99)],  # it waits for its turn, with a PING now and then
-        [(Did(1 + number // STRIKES), Sample(number * MB, 0, True)) for number in range(99)],  # its messages take their time
-        [(None, Sample(200, 0, True))] * 9,
-        [(Did(9, number * 100 * MB), Sample(9, 0, True)) for number in range(9)],  # it reads all it is told
-        [(Did(9, 2 * MB), Sample(9, 0, False))] * 9,  # it has stopped reading, and asks for no more
-        [(Did(9 + number, number * 1_000), Sample(9, 0, False)) for number in range(99)],
+        [(Did(number), Sample(number * 30 * MB, True, True)) for number in range(9)],  # it sends much, and completes messages
+        [(Did(5), Sample(1_000 + number * 9, False, True)) for number in range(99)],  # it waits for its turn, with a PING now and then
+        [(Did(1 + number // STRIKES), Sample(number * MB, False, True)) for number in range(99)],  # its messages take their time
+        [(None, Sample(200, False, True))] * 9,
+        [(Did(9, number * 100 * MB), Sample(9, False, True)) for number in range(9)],  # it reads all it is told
+        [(Did(9, 2 * MB), Sample(9, False, False))] * 9,  # it has stopped reading, and asks for no more
+        [(Did(9 + number, number * 1_000), Sample(9, False, False)) for number in range(99)],
     ],
     ids=["busy", "waiting", "slow", "new", "hungry", "stopped", "modest"],
 )
@@ -88,16 +90,16 @@ def test_those_who_mean_well_stay(looks: list[Look]) -> None:
 
 
 def test_one_that_asks_and_does_not_read_is_ended() -> None:
-    assert ends([(Did(number, number * 2 * MB), Sample(number, 0, False)) for number in range(9)])[0] == STRIKES + 1
-    assert ends([(Did(1, 0), Sample(9, 0, True)), (Did(2, MAX_OWED_BYTES + 1), Sample(9, 0, False))]) == [2]
+    assert ends([(Did(number, number * 2 * MB), Sample(number, False, False)) for number in range(9)])[0] == STRIKES + 1
+    assert ends([(Did(1, 0), Sample(9, False, True)), (Did(2, MAX_OWED_BYTES + 1), Sample(9, False, False))]) == [2]
 
 
 def test_another_connection_with_that_descriptor_begins_anew() -> None:
     watch = Watch()
     for look in range(STRIKES):
-        assert not watch.look(look * GROWTH_BYTES, look, {FD: None}, {FD: Sample(look * MB, 0, True)})
+        assert not watch.look(look * GROWTH_BYTES, look, {FD: None}, {FD: Sample(look * MB, False, True)})
     watch.forget(FD)
-    assert not watch.look(9 * GROWTH_BYTES, 9.0, {FD: None}, {FD: Sample(MB, 0, True)})
+    assert not watch.look(9 * GROWTH_BYTES, 9.0, {FD: None}, {FD: Sample(MB, False, True)})
 
 
 @given(st.lists(st.tuples(st.integers(0, 30 * MB), st.integers(0, 90 * MB)), max_size=20))
@@ -107,52 +109,54 @@ def test_whoever_completes_a_message_and_reads_before_each_look_stays(steps: lis
         did.messages += 1
         did.told_bytes += told
         received += sent
-        assert watch.look(did.messages * GROWTH_BYTES, did.messages, {FD: did}, {FD: Sample(received, 1, True)}) == []
+        assert watch.look(did.messages * GROWTH_BYTES, did.messages, {FD: did}, {FD: Sample(received, True, True)}) == []
 
 
 def test_one_that_began_a_long_message_and_stops_is_ended_in_time_and_one_that_began_a_short_one_is_not() -> None:
-    begun = [(Did(5), Sample(0, 0, True)), *[(Did(5), Sample(20 * MB, 0, True))] * 99]
+    begun = [(Did(5), Sample(0, False, True)), *[(Did(5), Sample(20 * MB, False, True))] * 99]
     found = ends(begun, grows=False, seconds=LOOK_SECONDS)
     assert STALL_SECONDS < (found[0] - 1) * LOOK_SECONDS <= STALL_SECONDS + LOOK_SECONDS
-    assert ends([(Did(5), Sample(0, 0, True)), *[(Did(5), Sample(9_000, 0, True))] * 99], grows=False, seconds=LOOK_SECONDS) == []
+    assert ends([(Did(5), Sample(0, False, True)), *[(Did(5), Sample(9_000, False, True))] * 99], grows=False, seconds=LOOK_SECONDS) == []
 
 
 def test_growth_that_is_not_there_is_nobodys_fault() -> None:
     """A slow line: a message that takes its time, looked at every few seconds while nothing grows."""
-    assert ends([(Did(5), Sample(number * 100_000, 0, True)) for number in range(10)], grows=False, seconds=LOOK_SECONDS) == []
+    assert ends([(Did(5), Sample(number * 100_000, False, True)) for number in range(10)], grows=False, seconds=LOOK_SECONDS) == []
 
 
 def test_many_who_begin_together_are_ended_before_their_sum_is_too_much() -> None:
     watch, many, each = Watch(), 300, MAX_BEGUN_BYTES // 250
     counts = {fd: Did(1) for fd in range(many)}
-    watch.look(0, 0.0, counts, {fd: Sample(0, 0, True) for fd in counts})
-    assert watch.look(0, 1.0, counts, {fd: Sample(each * (fd < 240), 0, True) for fd in counts}) == []
-    ended = watch.look(0, 2.0, counts, {fd: Sample(each * (fd < 280), 0, True) for fd in counts})
+    watch.look(0, 0.0, counts, {fd: Sample(0, False, True) for fd in counts})
+    assert watch.look(0, 1.0, counts, {fd: Sample(each * (fd < 240), False, True) for fd in counts}) == []
+    ended = watch.look(0, 2.0, counts, {fd: Sample(each * (fd < 280), False, True) for fd in counts})
     assert {fd for fd, _ in ended} == set(range(280))
 
 
 def test_the_minute_of_a_long_message_begins_with_it() -> None:
     """It waited for its turn for ten minutes, and then commits with a large environment over a slow line."""
-    waiting = [(Did(1, heard_bytes=500), Sample(700 + 9 * 5 * look, 0, True)) for look in range(120)]
-    sending = [(Did(1, heard_bytes=500), Sample(700 + 9 * 600 + 500_000 * look, 0, True)) for look in range(1, 11)]
-    assert ends([*waiting, *sending, (Did(2, heard_bytes=5_100_000), Sample(5_106_000, 0, True))], grows=False, seconds=LOOK_SECONDS) == []
+    waiting = [(Did(1, heard_bytes=500), Sample(700 + 9 * 5 * look, False, True)) for look in range(120)]
+    sending = [(Did(1, heard_bytes=500), Sample(700 + 9 * 600 + 500_000 * look, False, True)) for look in range(1, 11)]
+    assert (
+        ends([*waiting, *sending, (Did(2, heard_bytes=5_100_000), Sample(5_106_000, False, True))], grows=False, seconds=LOOK_SECONDS) == []
+    )
 
 
 def test_thousands_that_wait_and_ping_are_no_crowd_however_long() -> None:
     watch, counts = Watch(), {fd: Did(1, heard_bytes=500) for fd in range(2_000)}
     for hours in range(30):
-        found = {fd: Sample(700 + 42 * 3_600 * hours, 0, True) for fd in counts}
+        found = {fd: Sample(700 + 42 * 3_600 * hours, False, True) for fd in counts}
         assert watch.look(0, 3_600.0 * hours, counts, found) == []
 
 
 def test_a_busy_submitter_on_a_unix_socket_stays() -> None:
-    looks = [(Did(look, heard_bytes=look * 1_000), Sample(None, 5, True)) for look in range(5_000)]
+    looks = [(Did(look, heard_bytes=look * 1_000), Sample(None, True, True)) for look in range(5_000)]
     assert ends(looks, grows=False, seconds=LOOK_SECONDS) == []
 
 
 def test_what_was_begun_just_after_a_message_counts_as_begun() -> None:
     """The message and the beginning of the next one come between two looks."""
-    looks = [(Did(1, heard_bytes=1_000), Sample(21 * MB, 0, True))] * 20
+    looks = [(Did(1, heard_bytes=1_000), Sample(21 * MB, False, True))] * 20
     assert STALL_SECONDS < (ends(looks, grows=False, seconds=LOOK_SECONDS)[0] - 1) * LOOK_SECONDS <= STALL_SECONDS + LOOK_SECONDS
 
 
@@ -161,4 +165,4 @@ def test_a_day_of_pings_is_no_message() -> None:
     watch, did = Watch(), Did(1, heard_bytes=1_000)
     for seconds in range(0, day, 600):
         did.messages += seconds == 0 or seconds == 43_200
-        assert watch.look(0, float(seconds), {FD: did}, {FD: Sample(1_000 + 9 * seconds, 0, True)}) == []
+        assert watch.look(0, float(seconds), {FD: did}, {FD: Sample(1_000 + 9 * seconds, False, True)}) == []
