@@ -43,9 +43,11 @@ def peer(behave: Callable[[socket.socket], None]) -> Iterator[str]:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(15)
+        try:
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stop.set()
+            thread.join(15)
 
 
 def until_closed(connection: socket.socket) -> None:
