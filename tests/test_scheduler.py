@@ -1146,3 +1146,20 @@ def test_a_list_that_many_agents_have_is_kept_once(desk: Desk) -> None:
     desk.agent(4, identity="x86 d/12 #1", packages="".join(["a 1\n", "b 2"]))
     desk.agent(5, identity="x86 d/12 #1", packages="another")
     assert len({id(agent.spec.packages) for agent in desk.scheduler.agents.values()}) == 2
+
+
+def test_nobody_elses_jobs_are_charged_to_a_build_by_its_name(desk: Desk) -> None:
+    """Names of builds are shown to everybody. A job of the least weight in alice's would have put her off until others had had 256."""
+    alice, mallory, carol = 1001, 1002, 1003
+    desk.agent(1)
+    desk.submit(50, uid=mallory, build="alice's", priority=-8)
+    desk.submit(51, uid=alice, build="alice's")
+    for peer in range(52, 60):
+        desk.submit(peer, uid=carol, build="carol's")
+    desk.go(50)
+    turns = []
+    for _ in range(3):
+        desk.finish(1, turns[-1].job if turns else "j50")
+        turns.append(desk.one(e.Offer))
+        desk.go(turns[-1].peer)
+    assert "j51" in [offer.job for offer in turns]
