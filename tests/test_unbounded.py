@@ -46,17 +46,19 @@ def works(farm: Farm) -> None:
 class Flood(threading.Thread):
     """Sends the same bytes again and again until the connection is ended, or time is over."""
 
-    def __init__(self, raw: socket.socket, piece: bytes) -> None:
+    def __init__(self, raw: socket.socket, piece: bytes, pause: float = 0.0, seconds: float = UNENDING_SECONDS) -> None:
         super().__init__()
         self.raw, self.piece, self.sent, self.was_ended = raw, piece, 0, False
+        self.pause, self.seconds = pause, seconds
         self.start()
 
     def run(self) -> None:
-        deadline = time.monotonic() + UNENDING_SECONDS
+        deadline = time.monotonic() + self.seconds
         try:
             while time.monotonic() < deadline:
                 self.raw.sendall(self.piece)
                 self.sent += len(self.piece)
+                time.sleep(self.pause)
         except OSError:
             self.was_ended = True
 
@@ -94,6 +96,21 @@ def test_a_message_of_endless_frames_ends_its_sender_alone(farm: Farm, carrier: 
     works(farm)
     log = (farm.directory / "farm.log").read_text()
     assert "a message without end" in log
+
+
+def test_one_that_sends_in_bursts_is_ended_too(farm: Farm) -> None:
+    """Over a Unix socket, where only who sends just now is seen; 1.2 GB in half a minute went unnoticed so."""
+    works(farm)
+    before = resident_bytes(farm.distributor.pid)
+    with dialled(farm.over("ipc")) as raw:
+        shake_hands(raw)
+        raw.sendall(b"\1\4QUIT")
+        flood = Flood(raw, UNENDING["frames of a megabyte"] * 8, pause=0.2, seconds=2 * UNENDING_SECONDS)
+        most = grown(farm, before, [flood])
+    print(f"{flood.sent / MB:.0f} MB sent, grown by {most / MB:.0f} MB at most")
+    assert flood.was_ended, "nobody ended it"
+    assert most < MOST_GROWN
+    works(farm)
 
 
 def test_the_control_without_a_watch_it_would_grow_and_grow(short_dir: Path) -> None:
