@@ -113,6 +113,37 @@ def test_one_that_sends_in_bursts_is_ended_too(farm: Farm) -> None:
     works(farm)
 
 
+def whole(verb: bytes, fields: bytes, *sizes: int) -> bytes:
+    """A message that does end, with bodies of these sizes."""
+    bodies = [b"\3" + size.to_bytes(8, "big") + b"x" * size for size in sizes]
+    bodies[-1] = b"\2" + bodies[-1][1:]
+    return b"\1" + bytes([len(verb)]) + verb + b"\1" + bytes([len(fields)]) + fields + b"".join(bodies)
+
+
+@pytest.mark.parametrize("carrier", ["tcp", "ipc"])
+@pytest.mark.parametrize(
+    "piece",
+    [whole(b"XYZZY", b"", *[8 * MB] * 6), whole(b"INPUT", b"job=j\0offset=0\0", 8 * MB), whole(b"GO", b"job=j\0stamp=s\0", 8 * MB, 8 * MB)],
+    ids=["unknown", "input", "go"],
+)
+def test_messages_that_are_whole_and_large_hold_nobody_up(farm: Farm, carrier: str, piece: bytes) -> None:
+    """They were taken 256 at a time: 3 GB of them had the distributor stand still until its agents were given up."""
+    works(farm)
+    before = resident_bytes(farm.distributor.pid)
+    with dialled(farm.over(carrier)) as raw:
+        shake_hands(raw)
+        flood = Flood(raw, piece, seconds=5.0)
+        began = time.monotonic()
+        works(farm)
+        took = time.monotonic() - began
+        most = grown(farm, before, [flood])
+    print(f"{flood.sent / MB:.0f} MB sent, grown by {most / MB:.0f} MB at most; a job took {took:.1f} s")
+    assert flood.was_ended, "nobody ended it"
+    assert most < MOST_GROWN
+    assert took < 3
+    assert "silent" not in (farm.directory / "farm.log").read_text()
+
+
 def test_the_control_without_a_watch_it_would_grow_and_grow(short_dir: Path) -> None:
     """The same flood against a ROUTER with the same limits, that nobody watches."""
     context = zmq.Context()
