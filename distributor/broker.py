@@ -226,9 +226,13 @@ class Broker:
         return strangers
 
     def _take_last_words(self) -> None:
-        """What was said before the ends that have just been read of. Strangers among them wait for the events of their own beginnings."""
+        """What was said before the ends that have just been read of. Strangers among them wait for the events of their own beginnings.
+
+        Not for ever: there are those who never stop talking. What then is not read does not count, as if it had been lost on its way.
+        """
+        until = time.monotonic() + _BATCHES_SECONDS
         has_more = True
-        while has_more:
+        while has_more and time.monotonic() < until:
             late, has_more = self._receive()
             self._early += self._dispatch_known(late)
 

@@ -144,6 +144,27 @@ def test_messages_that_are_whole_and_large_hold_nobody_up(farm: Farm, carrier: s
     assert "silent" not in (farm.directory / "farm.log").read_text()
 
 
+def test_those_who_never_stop_talking_do_not_hold_up_the_ends_of_others(farm: Farm) -> None:
+    """What was said before the end of a connection is read first; with these there was always more, and nothing else was done."""
+    works(farm)
+    raws = [dialled(farm.over("ipc")) for _ in range(6)]
+    floods = []
+    for raw in raws:
+        shake_hands(raw)
+        floods.append(Flood(raw, message(b"XYZZY", b"") * 4_096, seconds=8.0))
+    began = time.monotonic()
+    for _ in range(3):
+        works(farm)
+    took = time.monotonic() - began
+    assert all(flood.is_alive() for flood in floods), "the attack is not on any more"
+    for raw in raws:
+        raw.close()
+    for flood in floods:
+        flood.join()
+    print(f"three jobs took {took:.1f} s")
+    assert took < 2
+
+
 def test_the_control_without_a_watch_it_would_grow_and_grow(short_dir: Path) -> None:
     """The same flood against a ROUTER with the same limits, that nobody watches."""
     context = zmq.Context()
