@@ -42,7 +42,7 @@ from dwrap.distributor.listen import Listener
 from dwrap.distributor.questions import Doors, Questions
 from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
-from dwrap.distributor.watch import Watch
+from dwrap.distributor.watch import MAX_MESSAGE_BYTES, Watch
 from dwrap.protocol.messages import MAX_FRAMES, Fields, FrameLostError, ProtocolError, parse
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -51,6 +51,8 @@ _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=hi")
 _BATCH: Final = 256
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_SMALL_BYTES: Final = 512 * 1024  # no message but GO is larger
 _BATCHES_SECONDS: Final = 0.1
 _ASK_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0
@@ -193,8 +195,9 @@ class Broker:
         return has_more
 
     def _take_batch(self, has_events: bool) -> bool:
-        """Handles up to _BATCH messages, and the monitor's events. Returns whether there are more."""
-        batch = [*self._early, *self._receive()]
+        """Handles some messages, and the monitor's events. Returns whether there are more."""
+        late, has_more = self._receive()
+        batch = [*self._early, *late]
         self._early = []
         has_strangers = any(rid not in self._links.by_rid for rid, _, _ in batch)
         happenings = self._receive_events() if has_strangers or has_events else ()
@@ -209,7 +212,7 @@ class Broker:
             link = self._links.by_rid.get(rid) or self._meet(rid, first)
             if link is not None:
                 self._dispatch(link, frames)
-        return len(batch) >= _BATCH or bool(self._early)
+        return has_more or bool(self._early)
 
     def _dispatch_known(self, batch: Batch) -> Batch:
         """Handles the messages of connections that have spoken before. Returns the others."""
@@ -223,18 +226,23 @@ class Broker:
         return strangers
 
     def _take_last_words(self) -> None:
-        """What was said before the ends that have just been read of. Strangers among them wait for the events of their own beginnings."""
-        full = True
-        while full:
-            late = self._receive()
-            self._early += self._dispatch_known(late)
-            full = len(late) == _BATCH
+        """What was said before the ends that have just been read of. Strangers among them wait for the events of their own beginnings.
 
-    def _receive(self) -> Batch:
+        Not for ever: there are those who never stop talking. What then is not read does not count, as if it had been lost on its way.
+        """
+        until = time.monotonic() + _BATCHES_SECONDS
+        has_more = True
+        while has_more and time.monotonic() < until:
+            late, has_more = self._receive()
+            self._early += self._dispatch_known(late)
+
+    def _receive(self) -> tuple[Batch, bool]:
+        """Up to _BATCH messages, and about _BATCH_BYTES of them; and whether there may be more."""
         receive = self._router.recv
         batch: Batch = []
+        size = 0
         try:
-            while len(batch) < _BATCH:
+            while len(batch) < _BATCH and size < _BATCH_BYTES:
                 rid = receive(_NOBLOCK)
                 first = frame = receive(_NOBLOCK, copy=False)  # libzmq 4.3.4 leaves the properties out of the id's own frame
                 frames = [frame.bytes]
@@ -242,9 +250,10 @@ class Broker:
                     frame = receive(_NOBLOCK, copy=False)
                     frames.append(frame.bytes)
                 batch.append((rid, first, frames))
+                size += sum(map(len, frames))
         except zmq.Again:
-            pass
-        return batch
+            return batch, False
+        return batch, True
 
     def _receive_events(self) -> list[tuple[int, int]]:
         receive = self._monitor.recv
@@ -300,9 +309,11 @@ class Broker:
 
     def _dispatch(self, link: Connection, frames: list[bytes]) -> None:
         fields: Fields | None = None
-        link.heard(frames)
+        size = link.heard(frames)
         if link.is_refused:
             return evict(link.fd)
+        if size > _SMALL_BYTES and (frames[0] != b"GO" or size > MAX_MESSAGE_BYTES):
+            return self._end_unbounded(link, "it sends a message that is larger than any")
         try:
             if len(frames) > MAX_FRAMES:
                 evict(link.fd)
@@ -318,6 +329,7 @@ class Broker:
         except ProtocolError as error:
             self._reports.unexpected("malformed")
             self._refuse(link, str(error), _job_named_in(fields))
+            link.is_refused = size > _SMALL_BYTES  # more such is not looked at
         except Exception:
             self._found_defect(link)
 
@@ -352,8 +364,12 @@ class Broker:
     def _go(self, link: Connection, fields: Fields, bodies: Sequence[bytes], frames: list[bytes]) -> None:
         event = wire.go(link.peer, fields, bodies, frames[1])
         job = self._scheduler.jobs.get(event.job)
-        if job is not None and job.peer == link.peer and job.stamp == event.stamp and not link.confirm():
+        is_its = job is not None and job.peer == link.peer and job.stamp == event.stamp
+        if is_its and not link.confirm():
             return evict(link.fd)
+        is_awaited = is_its and job is not None and job.state in (JobState.QUEUED, JobState.OFFERED)
+        if not is_awaited and sum(map(len, frames)) > _SMALL_BYTES:  # a late one of a submitter that means well is said again
+            return self._end_unbounded(link, "it sends large messages that nobody asked for")
         self._happened(event)
 
     def _attach(self, link: Connection, fields: Fields, *_: object) -> None:
@@ -440,10 +456,19 @@ class Broker:
             return False
         for fd, why in self._watch.look(resident, now, self._links.by_fd, samples(self._links.by_fd)):
             link = self._links.by_fd.get(fd)
-            log.warning("a connection of %s is ended: %s", link.who.owner if link else "somebody who has said nothing yet", why)
-            self._reports.unexpected("unbounded")
+            self._say_unbounded(link.who.owner if link else "somebody who has said nothing yet", why)
             evict(fd)
         return True
+
+    def _end_unbounded(self, link: Connection, why: str) -> None:
+        """What it has sent already is not looked at any more."""
+        self._say_unbounded(link.who.owner, why)
+        link.is_refused = True
+        evict(link.fd)
+
+    def _say_unbounded(self, owner: str, why: str) -> None:
+        log.warning("a connection of %s is ended: %s", owner, why)
+        self._reports.unexpected("unbounded")
 
     def _look_for_silence(self) -> None:
         """Ends the connections of submitters whose hosts have gone. As long as jobs run, agents' heartbeats turn the loop often enough."""

@@ -38,11 +38,13 @@ class Connection:
     told_bytes: int = 0  #: that it was sent
     questions: int = 0  #: of its that wait
 
-    def heard(self, frames: list[bytes]) -> None:
-        """A message has come whole."""
+    def heard(self, frames: list[bytes]) -> int:
+        """A message has come whole. Returns its size on the wire."""
         self.messages += 1
         more = _SEALED_BYTES if self.who.grant is not None else 0
-        self.heard_bytes += sum([len(frame) + more + (_LONG if len(frame) + more > _SHORT_MOST else _SHORT) for frame in frames])
+        size = sum([len(frame) + more + (_LONG if len(frame) + more > _SHORT_MOST else _SHORT) for frame in frames])
+        self.heard_bytes += size
+        return size
 
     def confirm(self) -> bool:
         """The peer has echoed a secret: its identity counts from now on, if this is still the socket that was asked about."""

@@ -5,9 +5,11 @@ Knows descriptors. Does not know what a connection is for, nor when it has earne
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 import struct
+import termios
 import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -18,13 +20,14 @@ _TCP_INFO_BYTES: Final = 60
 _TCP_INFO_WITH_BYTES: Final = 136
 _RECEIVED_AT: Final = 128  # tcpi_bytes_received
 _MOMENT_SECONDS: Final = 0.003
+_PING_BYTES: Final = 64  # and those of a PONG: who waits says no more than that
 _SILENT_MS: Final = 10_000  # as long as keepalive takes (listen.py)
 _SILENT_RETRANSMITS: Final = 3  # after 1.4 s: a host that was not spoken to for long need not have said anything
 
 
 class Sample(NamedTuple):
     """How a connection stands: bytes received in all (None where the kernel does not count them: a Unix socket), for want of that
-    whether any waited to be read in the moment of the look, and whether there is room for more of ours.
+    whether more of them than a PING has waited to be read in the moment of the look, and whether there is room for more of ours.
     """
 
     received: int | None
@@ -91,9 +94,18 @@ def _sending(uncounted: select.poll) -> set[int]:
     sending: set[int] = set()
     while time.monotonic() < until and (found := uncounted.poll(1)):
         for fd, _ in found:
-            sending.add(fd)
-            uncounted.unregister(fd)
+            if _waiting(fd) > _PING_BYTES:
+                sending.add(fd)
+                uncounted.unregister(fd)
     return sending
+
+
+def _waiting(fd: int) -> int:
+    """How many bytes wait to be read."""
+    try:
+        return int(struct.unpack("=i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
+    except OSError:
+        return 0
 
 
 def _received(fd: int) -> int | None:

@@ -117,10 +117,6 @@ class Job:
         return self.spec.job
 
     @property
-    def build(self) -> str:
-        return self.spec.build
-
-    @property
     def whose_build(self) -> tuple[int | None, str]:
         """Its build, which nobody else's can be taken for."""
         return self.uid, self.spec.build

@@ -34,6 +34,9 @@ MAX_JOBS: Final = 100_000
 MAX_JOBS_OF_ONE: Final = 50_000
 _WEIGHT_BYTES: Final = 16_384  # of paths and labels: as much as another job
 _MAX_WISHES: Final = 1_024
+_FEW_LOOKS: Final = 2_048
+_LOOK_SECONDS: Final = 12.5e-6  # about ten times what it takes to hold a job against a pool
+_MAX_PAUSE_SECONDS: Final = 30.0
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
@@ -59,7 +62,10 @@ class Jobs:
         self.now = past.began
         self.actions: list[e.Action] = []
         self.unacknowledged: dict[str, Job] = {}
+        self.missing: dict[str, Job] = {}  #: those that are MISSING
         self._in_vain: dict[_Wish, float] = {}  # since when no agent may take such jobs
+        self._readmit_at = past.began  # not before
+        self._will_readmit = False
         self._of_peer: dict[Peer, set[str]] = {}
         self._held_by: Counter[int | None] = Counter()
         self.secret = secret
@@ -175,17 +181,28 @@ class Jobs:
             del self._in_vain[next(iter(self._in_vain))]
         return self._in_vain.setdefault(wish, self.now)
 
-    def _readmit_all(self) -> None:
-        """Every waiting job is judged anew."""
+    def _readmit_all(self, *_: object) -> None:
+        """Every waiting job is judged anew. Many are not judged again for a while: agents that come and go must not take up all time."""
+        waiting = self.room.unsettled()
+        looks = len(waiting) * (1 + len(self.placement.pools))
+        self._readmit_at = self.now + (min(looks * _LOOK_SECONDS, _MAX_PAUSE_SECONDS) if looks > _FEW_LOOKS else 0.0)
+        self._will_readmit = False
         self._in_vain.clear()
-        for job in self.room.unsettled():
+        for job in waiting:
             self.admit(job)
         self.room.forget_empty()
+
+    def _pools_have_changed(self) -> None:
+        if self.now >= self._readmit_at:
+            self._readmit_all()
+        elif not self._will_readmit:
+            self._will_readmit = True
+            self.timers.at(self._readmit_at, self._readmit_all, None)
 
     def place(self) -> None:
         """Offers the jobs whose turn it is to the least loaded agents. When a pool has come or gone, all are judged anew first."""
         if self.placement.has_changed():
-            self._readmit_all()
+            self._pools_have_changed()
         if not len(self.room):
             return
         if self.room.choosy:
@@ -233,6 +250,8 @@ class Jobs:
     def _homeless_due(self, job: Job, since: float) -> None:
         if job.homeless_since == since and self.room.homeless.get(job.id) is job:
             verdict = self.room.judge(job.spec, job.uid)
+            if verdict.pools:  # that have just come
+                return self.admit(job)
             self.answer(job, verdict.verb, f"{verdict.reason} (for {self.now - since:.0f} s)")
 
     def assign(self, job: Job, payload: tuple[bytes, ...]) -> None:
@@ -263,7 +282,10 @@ class Jobs:
         if to not in MOVES[job.state]:
             raise AssertionError(f"job {job.id}: no move from {job.state} to {to}")
         self.room.step_out(job)
+        self.missing.pop(job.id, None)
         job.state = to
+        if to is JobState.MISSING:
+            self.missing[job.id] = job
         self.record(job, what, facts)
 
     def requeue(self, job: Job, what: str, reason: str) -> None:

@@ -53,6 +53,7 @@ class Missing:
         jobs = self._jobs
         job = jobs.enter(None, uid, e.JobSpec(name, "/", "?", ""))
         job.state, job.attempt, job.holder, job.blind = JobState.MISSING, attempt, holder, BLIND_BEATS
+        jobs.missing[name] = job
         job.hearsay, job.is_described = True, False
         until = max(jobs.now, jobs.past.recover_until) if lost_at is None else max(jobs.past.began + RETURN_SECONDS, lost_at)
         jobs.record(job, "missing", {"until": until})
@@ -73,8 +74,8 @@ class Missing:
 
     def lease_begins(self, agent: Agent) -> None:
         """WELCOME gives an agent a lease, and so what it has, which it has not named yet."""
-        for job in self._jobs.by_id.values():
-            if job.state is JobState.MISSING and job.holder == (agent.name, agent.spec.incarnation) and serves(agent, job):
+        for job in self._jobs.missing.values():
+            if job.holder == (agent.name, agent.spec.incarnation) and serves(agent, job):
                 self._await(job, max(job.lost_at, dead_at(agent)))
 
     def _await(self, job: Job, until: float) -> None:
@@ -126,7 +127,7 @@ class Missing:
         for held in agent.spec.kept:
             self._has(agent, held, runs=False)
         vouched = {(agent.name, incarnation) for incarnation in (agent.spec.incarnation, *agent.spec.former) if incarnation}
-        for job in [job for job in self._jobs.by_id.values() if job.state is JobState.MISSING and job.holder in vouched]:
+        for job in [job for job in self._jobs.missing.values() if job.holder in vouched]:
             if serves(agent, job):
                 self._never_started(job)
 

@@ -11,7 +11,7 @@ Knows neither agents nor why a job waits. A removed job stays in the heaps as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
@@ -26,7 +26,7 @@ class Waiting(Protocol):
     ticket: int
 
     @property
-    def build(self) -> str: ...
+    def whose_build(self) -> Hashable: ...
     @property
     def weight(self) -> float: ...
     @property
@@ -43,13 +43,13 @@ class Shares:
 
     def __init__(self) -> None:
         self.present = 0.0
-        self._had: dict[str, float] = {}
+        self._had: dict[Hashable, float] = {}
 
-    def had(self, build: str) -> float:
+    def had(self, build: Hashable) -> float:
         """The virtual time up to which the build has been served; 0 when that is forgotten."""
         return self._had.get(build, 0.0)
 
-    def charge(self, build: str, at: float, weight: float) -> float:
+    def charge(self, build: Hashable, at: float, weight: float) -> float:
         """One job of the build, whose turn had come at virtual time `at`, has been placed. Returns when its next turn comes."""
         self.present = max(self.present, at)
         after = self._had[build] = at + 1.0 / weight
@@ -82,8 +82,8 @@ class FairQueue(Generic[J]):
     def __init__(self, shares: Shares, serials: Iterator[int]) -> None:
         self._shares = shares
         self._serials = serials  # shared by all queues: a ticket names one stay in one queue
-        self._lines: dict[str, _Line[J]] = {}
-        self._turns: list[tuple[float, int, str]] = []
+        self._lines: dict[Hashable, _Line[J]] = {}
+        self._turns: list[tuple[float, int, Hashable]] = []
         self._waiting = 0
         self._removed = 0
 
@@ -93,11 +93,11 @@ class FairQueue(Generic[J]):
     def add(self, job: J) -> None:
         """Puts a job in its place. One that comes back after an offer finds its old place, for the key is when it was submitted."""
         job.ticket = next(self._serials)
-        line = self._lines.get(job.build)
+        line = self._lines.get(job.whose_build)
         if line is None or line.head() is None:
-            line = self._lines[job.build] = _Line(job.ticket)
-            start = max(self._shares.had(job.build), self._shares.present)
-            heappush(self._turns, (start, line.serial, job.build))
+            line = self._lines[job.whose_build] = _Line(job.ticket)
+            start = max(self._shares.had(job.whose_build), self._shares.present)
+            heappush(self._turns, (start, line.serial, job.whose_build))
         key = job.submitted_at - min(job.expected_seconds, AGE_BOUND_SECONDS)
         heappush(line.heap, (key, job.ticket, job))
         self._waiting += 1

@@ -5,20 +5,21 @@ Knows who may register under which name, and leases. Does not know what becomes 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import Final
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import Peer
 from dwrap.distributor.placement import Agent
-from dwrap.distributor.policy import pool_of
+from dwrap.distributor.policy import Pool, pool_of
 from dwrap.distributor.standing import Standing
 
 LEASE_SECONDS: Final = 10.0
 LEASE_GRACE_SECONDS: Final = 3.0
 NAME_TAKEOVER_SECONDS: Final = 2.5
 MAX_STANDINGS: Final = 4_096
+MAX_KINDS_OF_ONE: Final = 64  # pools: each job is held against all of them
 
 
 class Roster:
@@ -28,6 +29,7 @@ class Roster:
         self.by_peer: dict[Peer, Agent] = {}
         self._by_name: dict[str, Agent] = {}
         self._standings: OrderedDict[str, Standing] = OrderedDict()
+        self._kinds: dict[str, Counter[Pool]] = {}  # how many agents of each kind somebody has
         self.with_views = 0  #: how many have a network file system under their roots
 
     def named(self, name: str) -> Agent | None:
@@ -47,6 +49,10 @@ class Roster:
         spec = event.spec
         if event.uid not in (None, 0, spec.serves):
             return f"an agent of uid {event.uid} may serve that uid only"
+        kinds = self._kinds.get(event.owner, Counter())
+        if len(kinds) >= MAX_KINDS_OF_ONE and pool_of(spec) not in kinds:
+            remedy = "give them fewer different labels and roots, or keys of their own"
+            return f"{event.owner} has agents of {MAX_KINDS_OF_ONE} kinds already; {remedy}"
         known = self.displaced(event)
         if known is None:
             return ""
@@ -69,6 +75,7 @@ class Roster:
         if standing is not None and standing.is_suspended(now):
             agent.suspended = standing.why
         self.by_peer[event.peer] = self._by_name[event.spec.name] = agent
+        self._count(agent, 1)
         self.with_views += agent.spec.views
         return agent
 
@@ -77,8 +84,18 @@ class Roster:
         del self._by_name[agent.name]
         self.with_views += spec.views - agent.spec.views
         spec = self._with_known_packages(spec)
+        self._count(agent, -1)
         agent.spec, agent.pool, agent.draining = spec, pool_of(spec), spec.draining
+        self._count(agent, 1)
         self._by_name[spec.name] = agent
+
+    def _count(self, agent: Agent, by: int) -> None:
+        kinds = self._kinds.setdefault(agent.owner, Counter())
+        kinds[agent.pool] += by
+        if not kinds[agent.pool]:
+            del kinds[agent.pool]
+        if not kinds:
+            del self._kinds[agent.owner]
 
     def _with_known_packages(self, spec: e.AgentSpec) -> e.AgentSpec:
         """The same; the list of packages, which may be long, is kept once for all agents that have it."""
@@ -95,6 +112,7 @@ class Roster:
     def remove(self, agent: Agent) -> None:
         """The agent is lost."""
         del self.by_peer[agent.peer]
+        self._count(agent, -1)
         self.with_views -= agent.spec.views
         del self._by_name[agent.name]
 

@@ -224,12 +224,13 @@ def _stamp(found: os.stat_result, around: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, around.st_mode, around.st_uid
 
 
-def read(directory: Path) -> Reading:
+def read(directory: Path, extra_flags: int = 0) -> Reading:
     """The file as it is; empty when there is none. Raises OSError; PermissionError when others than its owner (root, we, or whom the
     directory belongs to) may write to it.
     """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | extra_flags  # a FIFO must not hold us up
     try:
-        with open(directory / FILE, "rb", opener=_without_waiting) as file:
+        with open(os.open(directory / FILE, flags), "rb") as file:
             found, around = os.fstat(file.fileno()), directory.stat()
             if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid(), around.st_uid):
                 raise PermissionError(0, f"{directory / FILE} is not a file that only its owner may write to; chmod 600 it")
@@ -246,15 +247,12 @@ def read(directory: Path) -> Reading:
     return Reading(content.decode("utf-8", "replace"), stamp)
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold us up
-
-
 def edit(directory: Path, change: Callable[[str], str], patience: float = LOCK_SECONDS) -> None:
     """Replaces the file's text by `change(text)`, whole or not at all, one editor at a time. Raises OSError, TimeoutError when another
     editor does not end within `patience` seconds, and what `change` raises.
 
-    The new file belongs to whom the directory does: root may keep the keys of a distributor that has its own user.
+    The new file belongs to whom the directory does: root may keep the keys of a distributor that has its own user. So what a link there
+    leads to, which root may read and that user not, must not come into it.
     """
     with locked(directory, patience):
-        replace_file(directory / FILE, change(read(directory).text))
+        replace_file(directory / FILE, change(read(directory, os.O_NOFOLLOW).text))

@@ -167,6 +167,21 @@ def test_roots_edit_leaves_the_file_to_its_owner(tmp_path: Path) -> None:
         authorized.read(tmp_path)
 
 
+def test_an_edit_copies_nothing_from_behind_a_link(tmp_path: Path) -> None:
+    """Root edits the list of a distributor that has its own user: that user may not have root's files written out for it so."""
+    secret, folder = tmp_path / "shadow", tmp_path / "keys"
+    secret.write_text("root:secret\n")
+    secret.chmod(0o600)
+    folder.mkdir(0o700)
+    (folder / authorized.FILE).symlink_to(secret)
+    with pytest.raises(OSError, match="symbolic link"):
+        authorized.edit(folder, lambda text: authorized.with_grant(text, Grant(K, "a", frozenset({"serve"}))))
+    assert (folder / authorized.FILE).is_symlink()
+    (folder / authorized.FILE).unlink()
+    authorized.edit(folder, lambda text: authorized.with_grant(text, Grant(K, "a", frozenset({"serve"}))))
+    assert "secret" not in authorized.read(folder).text
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o703])
 def test_a_directory_that_others_may_write_to_is_not_believed(tmp_path: Path, mode: int) -> None:
     authorized.edit(tmp_path, lambda text: authorized.with_grant(text, Grant(K, "a", frozenset({"serve"}))))

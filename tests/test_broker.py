@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,26 @@ def test_the_last_word_of_a_submitter_counts_however_late_it_is_read(house: Hous
     may_go_on.set()
     assert other.frames()[0] == b"REPLY"
     assert agent.hear("ACK").text("job") == job
+
+
+def test_the_last_words_of_those_who_never_stop_talking_are_not_waited_for() -> None:
+    class Chatter:
+        """There is always more."""
+
+        def __init__(self) -> None:
+            self._early: list[object] = []
+            self.began = time.monotonic()
+
+        def _receive(self) -> tuple[list[object], bool]:
+            return [self], time.monotonic() - self.began < 5
+
+        def _dispatch_known(self, batch: list[object]) -> list[object]:
+            return batch
+
+    chatter = Chatter()
+    Broker._take_last_words(chatter)  # type: ignore[arg-type]
+    assert time.monotonic() - chatter.began < 2
+    assert chatter._early, "strangers' words wait"
 
 
 def test_a_job_is_not_claimed_without_its_stamp(house: House) -> None:

@@ -121,7 +121,7 @@ def test_a_job_of_the_past_is_described_once() -> None:
     desk = after_a_restart()
     attach(desk, 50, "x", epoch=7)
     desk.do(e.Attached(50, USER, e.JobSpec("x", "/elsewhere", "cc", "other"), 1, 7, 1.0, ()))
-    assert (desk.scheduler.jobs["x"].build, desk.scheduler.jobs["x"].spec.cwd) == ("b", "/srv")
+    assert (desk.scheduler.jobs["x"].spec.build, desk.scheduler.jobs["x"].spec.cwd) == ("b", "/srv")
 
 
 def test_what_is_left_of_a_job_is_told_to_its_owner_only(desk: Desk) -> None:
@@ -145,7 +145,7 @@ def test_a_job_without_a_build_is_described_once(desk: Desk) -> None:
     desk.do(e.Joined(1, "j50", 1))
     desk.finish(1, "j50")
     assert desk.one(e.DeliverResult).peer == 51
-    assert desk.scheduler.jobs["j50"].build == ""
+    assert desk.scheduler.jobs["j50"].spec.build == ""
 
 
 @pytest.mark.parametrize("path", ["/srv/../etc/passwd", "srv/x", "/srv//x", "/srv/./x", "/", ""])

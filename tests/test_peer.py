@@ -225,3 +225,12 @@ def test_of_unix_sockets_who_sends_is_seen_though_all_is_read_at_once() -> None:
         told = [look[reader.fileno()].is_sending for look in looks]
         assert sum(told) > 75, "a flood is seen by chance only"
         assert not any(look[idle_reader.fileno()].is_sending for look in looks)
+
+
+def test_of_unix_sockets_who_waits_and_pings_is_not_one_who_sends() -> None:
+    (sender, reader), (greedy, greedy_reader) = socket.socketpair(), socket.socketpair()
+    with sender, reader, greedy, greedy_reader:
+        sender.sendall(b"\4\7\4PING\0\0")
+        greedy.sendall(bytes(100))
+        found = descriptors.samples([reader.fileno(), greedy_reader.fileno()])
+        assert [found[one.fileno()].is_sending for one in (reader, greedy_reader)] == [False, True]

@@ -20,6 +20,10 @@ class Waiter:
     weight: float = 1.0
     ticket: int = 0
 
+    @property
+    def whose_build(self) -> str:
+        return self.build
+
 
 def queue(shares: Shares | None = None) -> FairQueue[Waiter]:
     return FairQueue(shares or Shares(), itertools.count(1))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from dwrap.distributor import events as e
+from dwrap.distributor import policy, roster, waiting
 from dwrap.distributor.events import JobState
 from dwrap.distributor.jobs import NO_AGENT_SECONDS
 from dwrap.distributor.past import Assigned, Past
@@ -1146,3 +1147,79 @@ def test_a_list_that_many_agents_have_is_kept_once(desk: Desk) -> None:
     desk.agent(4, identity="x86 d/12 #1", packages="".join(["a 1\n", "b 2"]))
     desk.agent(5, identity="x86 d/12 #1", packages="another")
     assert len({id(agent.spec.packages) for agent in desk.scheduler.agents.values()}) == 2
+
+
+def test_nobody_elses_jobs_are_charged_to_a_build_by_its_name(desk: Desk) -> None:
+    """Names of builds are shown to everybody. A job of the least weight in alice's would have put her off until others had had 256."""
+    alice, mallory, carol = 1001, 1002, 1003
+    desk.agent(1)
+    desk.submit(50, uid=mallory, build="alice's", priority=-8)
+    desk.submit(51, uid=alice, build="alice's")
+    for peer in range(52, 60):
+        desk.submit(peer, uid=carol, build="carol's")
+    desk.go(50)
+    turns = []
+    for _ in range(3):
+        desk.finish(1, turns[-1].job if turns else "j50")
+        turns.append(desk.one(e.Offer))
+        desk.go(turns[-1].peer)
+    assert "j51" in [offer.job for offer in turns]
+
+
+def test_an_agent_that_says_again_and_again_what_it_is_does_not_have_all_jobs_judged_each_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 20,000 jobs that wait, 300 such messages had the distributor stand still for 14 s; agents are given up after 13."""
+    jobs = 3_000
+    judged: list[int] = []
+    desk.agent(1)
+    desk.agent(2, labels=frozenset({"x=0"}))
+    for peer in range(100, 100 + jobs):
+        desk.submit(peer)
+    desk.submit(50, labels=("x=100",), build="other", priority=8)
+
+    def judge(*args: Any) -> policy.Verdict:
+        judged.append(1)
+        return policy.judge(*args)
+
+    monkeypatch.setattr(waiting, "judge", judge)
+    for number in range(1, 101):
+        desk.do(e.Registered(2, 0, e.AgentSpec("a2", 1, ("/srv",), labels=frozenset({f"x={number}"}))))
+        desk.now += 0.001
+    assert len(judged) < 3 * jobs
+    desk.wait(2, 1, 2)
+    assert desk.state("j50") is JobState.OFFERED, "the last change is looked at as well"
+
+
+def test_a_job_whose_time_is_over_while_that_waits_goes_to_the_agent_that_has_just_come(desk: Desk) -> None:
+    desk.agent(1)
+    for peer in range(100, 3_100):
+        desk.submit(peer)
+    desk.submit(50, labels=("y",))
+    desk.wait(int(NO_AGENT_SECONDS) - 1, 1)
+    desk.now += 0.95
+    desk.agent(2, labels=frozenset({"x"}))
+    desk.agent(3, slots=4_000, labels=frozenset({"y"}))
+    assert not any(isinstance(action, e.Offer) for action in desk.last), "else this test shows nothing"
+    desk.pass_time(0.06)
+    assert desk.state("j50") is JobState.OFFERED
+
+
+def test_one_may_have_so_many_kinds_of_agents(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job is held against each kind."""
+    monkeypatch.setattr(roster, "MAX_KINDS_OF_ONE", 3)
+
+    def register(peer: int, kind: int, owner: str = "uid 7") -> bool:
+        desk.do(e.Registered(peer, 7, e.AgentSpec(f"a{peer}", 1, ("/srv",), 7, frozenset({f"x={kind}"})), owner))
+        return not any(isinstance(action, e.RefuseAgent) for action in desk.last)
+
+    assert [register(peer, peer) for peer in range(1, 6)] == [True, True, True, False, False]
+    assert register(6, 2), "one more of a kind"
+    assert register(7, 7, owner="uid 8")
+    desk.do(e.Disconnected(2))
+    assert not register(8, 8), "there is another of that kind"
+    desk.do(e.Disconnected(6))
+    assert register(8, 8)
+    assert not register(8, 9)
+    desk.do(e.Disconnected(8))
+    assert register(9, 9)

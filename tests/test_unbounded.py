@@ -46,17 +46,19 @@ def works(farm: Farm) -> None:
 class Flood(threading.Thread):
     """Sends the same bytes again and again until the connection is ended, or time is over."""
 
-    def __init__(self, raw: socket.socket, piece: bytes) -> None:
+    def __init__(self, raw: socket.socket, piece: bytes, pause: float = 0.0, seconds: float = UNENDING_SECONDS) -> None:
         super().__init__()
         self.raw, self.piece, self.sent, self.was_ended = raw, piece, 0, False
+        self.pause, self.seconds = pause, seconds
         self.start()
 
     def run(self) -> None:
-        deadline = time.monotonic() + UNENDING_SECONDS
+        deadline = time.monotonic() + self.seconds
         try:
             while time.monotonic() < deadline:
                 self.raw.sendall(self.piece)
                 self.sent += len(self.piece)
+                time.sleep(self.pause)
         except OSError:
             self.was_ended = True
 
@@ -94,6 +96,73 @@ def test_a_message_of_endless_frames_ends_its_sender_alone(farm: Farm, carrier: 
     works(farm)
     log = (farm.directory / "farm.log").read_text()
     assert "a message without end" in log
+
+
+def test_one_that_sends_in_bursts_is_ended_too(farm: Farm) -> None:
+    """Over a Unix socket, where only who sends just now is seen; 1.2 GB in half a minute went unnoticed so."""
+    works(farm)
+    before = resident_bytes(farm.distributor.pid)
+    with dialled(farm.over("ipc")) as raw:
+        shake_hands(raw)
+        raw.sendall(b"\1\4QUIT")
+        flood = Flood(raw, UNENDING["frames of a megabyte"] * 8, pause=0.2, seconds=2 * UNENDING_SECONDS)
+        most = grown(farm, before, [flood])
+    print(f"{flood.sent / MB:.0f} MB sent, grown by {most / MB:.0f} MB at most")
+    assert flood.was_ended, "nobody ended it"
+    assert most < MOST_GROWN
+    works(farm)
+
+
+def whole(verb: bytes, fields: bytes, *sizes: int) -> bytes:
+    """A message that does end, with bodies of these sizes."""
+    bodies = [b"\3" + size.to_bytes(8, "big") + b"x" * size for size in sizes]
+    bodies[-1] = b"\2" + bodies[-1][1:]
+    return b"\1" + bytes([len(verb)]) + verb + b"\1" + bytes([len(fields)]) + fields + b"".join(bodies)
+
+
+@pytest.mark.parametrize("carrier", ["tcp", "ipc"])
+@pytest.mark.parametrize(
+    "piece",
+    [whole(b"XYZZY", b"", *[8 * MB] * 6), whole(b"INPUT", b"job=j\0offset=0\0", 8 * MB), whole(b"GO", b"job=j\0stamp=s\0", 8 * MB, 8 * MB)],
+    ids=["unknown", "input", "go"],
+)
+def test_messages_that_are_whole_and_large_hold_nobody_up(farm: Farm, carrier: str, piece: bytes) -> None:
+    """They were taken 256 at a time: 3 GB of them had the distributor stand still until its agents were given up."""
+    works(farm)
+    before = resident_bytes(farm.distributor.pid)
+    with dialled(farm.over(carrier)) as raw:
+        shake_hands(raw)
+        flood = Flood(raw, piece, seconds=5.0)
+        began = time.monotonic()
+        works(farm)
+        took = time.monotonic() - began
+        most = grown(farm, before, [flood])
+    print(f"{flood.sent / MB:.0f} MB sent, grown by {most / MB:.0f} MB at most; a job took {took:.1f} s")
+    assert flood.was_ended, "nobody ended it"
+    assert most < MOST_GROWN
+    assert took < 3
+    assert "silent" not in (farm.directory / "farm.log").read_text()
+
+
+def test_those_who_never_stop_talking_do_not_hold_up_the_ends_of_others(farm: Farm) -> None:
+    """What was said before the end of a connection is read first; with these there was always more, and nothing else was done."""
+    works(farm)
+    raws = [dialled(farm.over("ipc")) for _ in range(6)]
+    floods = []
+    for raw in raws:
+        shake_hands(raw)
+        floods.append(Flood(raw, message(b"XYZZY", b"") * 4_096, seconds=8.0))
+    began = time.monotonic()
+    for _ in range(3):
+        works(farm)
+    took = time.monotonic() - began
+    assert all(flood.is_alive() for flood in floods), "the attack is not on any more"
+    for raw in raws:
+        raw.close()
+    for flood in floods:
+        flood.join()
+    print(f"three jobs took {took:.1f} s")
+    assert took < 2
 
 
 def test_the_control_without_a_watch_it_would_grow_and_grow(short_dir: Path) -> None:

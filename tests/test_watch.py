@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from dwrap.distributor.descriptors import Sample
 from dwrap.distributor.watch import (
+    ALERT_BYTES,
+    ALERT_LOOK_SECONDS,
+    ALERT_SECONDS,
     GROWTH_BYTES,
     LOOK_SECONDS,
     MAX_BEGUN_BYTES,
@@ -92,6 +95,34 @@ def test_those_who_mean_well_stay(looks: list[Look]) -> None:
 def test_one_that_asks_and_does_not_read_is_ended() -> None:
     assert ends([(Did(number, number * 2 * MB), Sample(number, False, False)) for number in range(9)])[0] == STRIKES + 1
     assert ends([(Did(1, 0), Sample(9, False, True)), (Did(2, MAX_OWED_BYTES + 1), Sample(9, False, False))]) == [2]
+
+
+def test_on_a_unix_socket_one_that_sends_little_by_little_is_ended_as_well() -> None:
+    """The process has grown since it last completed a message, though by little from look to look; it is seen to send now and then."""
+    watch = Watch()
+    watch.is_due(0, 0.0)
+    ended = []
+    for look in range(100):
+        sample = Sample(None, look % 10 == 5, True)
+        ended += watch.look(look * 2 * MB, look * 0.1, {FD: Did(1)}, {FD: sample})
+    assert ended
+    assert not any(watch.look(look * 2 * MB, look * 0.1, {8: Did(look)}, {8: Sample(None, True, True)}) for look in range(200))
+
+
+def test_while_a_unix_socket_may_be_to_blame_it_looks_more_often_for_a_while() -> None:
+    watch, found = Watch(), {FD: Sample(None, False, True)}
+    watch.is_due(100 * MB, 0.0)
+    watch.look(100 * MB, 0.0, {FD: None}, found)
+    now, looks = 0.0, 0
+    while now < 2 * ALERT_SECONDS:
+        now += ALERT_LOOK_SECONDS
+        if watch.is_due(100 * MB + ALERT_BYTES, now):
+            watch.look(100 * MB + ALERT_BYTES, now, {FD: None}, found)
+            looks += 1
+    often = ALERT_SECONDS / ALERT_LOOK_SECONDS
+    assert often * 0.9 < looks < often * 1.1 + ALERT_SECONDS / LOOK_SECONDS
+    watch.look(100 * MB, now, {FD: None}, {FD: Sample(7, False, True)})
+    assert not watch.is_due(100 * MB + GROWTH_BYTES - 1, now + ALERT_LOOK_SECONDS), "all are counted"
 
 
 def test_another_connection_with_that_descriptor_begins_anew() -> None:
