@@ -84,6 +84,10 @@ def test_dpkg(root: Path) -> None:
         (deb("libfoo-dev", "1.2", "not-installed"), False),
         (deb("libfoo-dev", "1.2", "half-configured"), True),
         (deb("libc6", "2.36-9", arch="i386"), True),
+        *(
+            (deb(name, "1"), True)
+            for name in ("gcc13", "gcc13-c++", "cpp13", "clang17", "llvm17", "rust1.75", "go1.21", "python311", "samurai")
+        ),
     ],
 )
 def test_what_counts(root: Path, more: str, counts: bool) -> None:
@@ -103,6 +107,28 @@ def test_the_order_of_a_database_does_not_count(root: Path) -> None:
         seen.add(line(root))
     assert len(seen) == 1
     assert "g++=11.3,12.2 clang=14.0 #" in seen.pop()
+
+
+def test_of_many_versions_the_same_are_shown_in_any_order(root: Path) -> None:
+    """CI images have five of each compiler; rpm lists in the order of a hash, readdir(3) in any."""
+    paragraphs = [deb(f"g++-{n}", f"{n}.1") for n in (10, 11, 12, 13, 14)] + [deb("libc6", "2.36-9"), deb("libc6", "2.36-9", arch="i386")]
+    seen = set()
+    for order in (paragraphs, paragraphs[::-1], paragraphs[3:] + paragraphs[:3]):
+        put(root, DPKG.as_posix(), "\n".join(order))
+        seen.add(line(root))
+    assert len(seen) == 1, seen
+    assert " libc=2.36-9 #" in seen.pop()
+
+
+@pytest.mark.skipif(shutil.which("setarch") is None, reason="needs setarch: apt-get install util-linux")
+def test_under_linux32_it_is_another_machine(root: Path) -> None:
+    """What wrappers remember is found by its stamp: one `setarch linux32 make` must not tell all others that this is an i686."""
+    there = subprocess.run(
+        ["setarch", "linux32", RUNNER, "--environment", root], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    facts = told(root)[0]
+    assert f"environment={facts['environment']}\n" not in there
+    assert f"stamp={facts['stamp']}\n" not in there
 
 
 def test_apk(tmp_path: Path) -> None:
@@ -151,12 +177,13 @@ def test_rpm(tmp_path: Path) -> None:
     assert told(root, facts["stamp"])[0].keys() == {"stamp"}, "that root has asked changes something, every time"
 
 
-def test_programs_that_nobody_packaged(root: Path) -> None:
+@pytest.mark.parametrize("program", ["/usr/local/bin/g++", "/usr/local/go/bin/go"])
+def test_programs_that_nobody_packaged(root: Path, program: str) -> None:
     before = line(root)
-    compiler = put(root, "/usr/local/bin/g++", "one")
+    compiler = put(root, program, "one")
     first = line(root)
     assert before != first
-    assert any(package.startswith("/usr/local/bin/g++ #") for package in told(root)[1])
+    assert any(package.startswith(f"{program} #") for package in told(root)[1])
     compiler.write_text("two")
     second = line(root)
     assert second not in (before, first)
@@ -195,6 +222,7 @@ def test_which_of_several_compilers_is_cc_counts(root: Path) -> None:
         (root / "etc/alternatives/cc").symlink_to(target)
         seen.append(line(root))
     (root / "etc/alternatives/editor").symlink_to("/usr/bin/vim")
+    (root / "etc/alternatives/automake.1.gz").symlink_to("/usr/share/man/man1/automake-1.16.1.gz")  # not where dpkg leaves out manuals
     assert len(set(seen)) == 3
     assert line(root) == seen[-1]
 
@@ -233,6 +261,34 @@ def test_what_the_operator_names(root: Path) -> None:
     assert line(root) == before
     put(root, "/etc/dwrap/environment", "toolchain /opt/sdk-7\n")
     assert line(root) != before
+
+
+def test_what_the_operator_names_counts_once_everybody_may_read_it(root: Path) -> None:
+    file = put(root, "/etc/dwrap/environment", "image 7\n")
+    file.chmod(0o600)
+    facts = told(root)[0]
+    file.chmod(0o644)
+    assert told(root, facts["stamp"])[0].get("environment") not in (None, facts["environment"])
+
+
+def test_programs_that_change_their_names_are_noticed(root: Path) -> None:
+    one, other = (put(root, f"/usr/local/bin/{name}", name) for name in ("gcc", "g++"))
+    facts = told(root)[0]
+    one.rename(one.with_name("kept"))
+    other.rename(one)
+    one.with_name("kept").rename(other)
+    assert told(root, facts["stamp"])[0].get("environment") not in (None, facts["environment"])
+
+
+def test_where_nobody_manages_packages_the_compilers_count(tmp_path: Path) -> None:
+    """Gentoo, Void, an image made by hand: two of those with different compilers must not be alike because nothing is known of either."""
+    put(tmp_path, "/etc/os-release", "ID=gentoo\n")
+    compiler = put(tmp_path, "/usr/bin/gcc", "one")
+    facts, packages = told(tmp_path)
+    assert [package.split()[0] for package in packages] == ["/usr/bin/gcc"]
+    fresh = put(tmp_path, "/usr/bin/gcc.new", "two")
+    fresh.rename(compiler)
+    assert told(tmp_path, facts["stamp"])[0].get("environment") not in (None, facts["environment"])
 
 
 def test_long_and_strange_text_stays_one_short_line(root: Path) -> None:
@@ -474,18 +530,33 @@ def test_wrappers_remember_what_is_installed(farm: Farm, tmp_path: Path) -> None
     assert not old.exists()
 
 
-@needs_mounts
-def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: Path) -> None:
-    """An rpm that fails for once (no memory, a locked database, Ctrl-C) would else keep a machine apart until its next upgrade."""
+def with_rpm(tmp_path: Path, script: str) -> list[str]:
+    """A command prefix: there are packages of rpm, and it is this script."""
+    if not Path("/usr/bin/rpm").exists():
+        pytest.skip("rpm is not installed: apt-get install rpm")
     tool, database = tmp_path / "rpm", tmp_path / "database"
-    tool.write_text(f'#!/bin/sh\ntest -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"\n')
+    tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     database.mkdir()
     (database / "rpmdb.sqlite").touch()
-    mounts = f"mkdir -p {tmp_path}/bin /var/lib/rpm && mount --bind {database} /var/lib/rpm"
-    under = ["unshare", "--mount", "sh", "-c", f'{mounts} && mount --bind {tool} "$(readlink -f /usr/bin/rpm)" && exec "$@"', "sh"]
-    if not Path("/usr/bin/rpm").exists():
-        pytest.skip("rpm is not installed: apt-get install rpm")
+    mounts = f"mkdir -p /var/lib/rpm && mount --bind {database} /var/lib/rpm"
+    return ["unshare", "--mount", "sh", "-c", f'{mounts} && mount --bind {tool} "$(readlink -f /usr/bin/rpm)" && exec "$@"', "sh"]
+
+
+@needs_mounts
+def test_a_slow_rpm_is_no_silent_distributor(farm: Farm, tmp_path: Path) -> None:
+    """With cold caches it takes seconds; the distributor is there all the time, and those that wait for its answer have to hear it too."""
+    under = with_rpm(tmp_path, 'sleep 2; printf "gcc\\t1\\tx\\n"')
+    both = f"{DWRAP} --explain true & {DWRAP} --explain true; wait"
+    said = desk(farm, ["sh", "-c", both], tmp_path, under).stdout.splitlines()
+    assert [line.partition(": agent")[0] for line in said] == ["nowhere: no agent has your environment"] * 2
+    assert not list((tmp_path / "rununshare" / "dwrap").glob("silent-*"))
+
+
+@needs_mounts
+def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: Path) -> None:
+    """An rpm that fails for once (no memory, a locked database, Ctrl-C) would else keep a machine apart until its next upgrade."""
+    under = with_rpm(tmp_path, f'test -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"')
     wrong = desk(farm, [DWRAP, "--explain"], tmp_path, under)
     assert wrong.returncode == 125
     memory = tmp_path / "rununshare" / "dwrap"
