@@ -578,8 +578,13 @@ def test_what_depends_on_the_processor_goes_where_it_is_the_same(farm: Farm, tmp
     other = tmp_path / "cpuinfo"
     other.write_text("processor\t: 0\nmodel name\t: Toy 1\nflags\t\t: fpu\n\n")
     under = ["unshare", "--mount", "sh", "-c", f'mount --bind {other} /proc/cpuinfo && exec "$@"', "sh"]
-    for word, where in (("-O2", "agent "), ("-march=native", "nowhere: no agent has your processor")):
-        assert desk(farm, [DWRAP, "--explain", "echo", word], tmp_path, under).stdout.startswith(where), word
+    assert desk(farm, [DWRAP, "--explain", "echo", "-O2"], tmp_path, under).stdout.startswith("agent ")
+    gcc = ["-march=native", "-mcpu=native+crypto", "-mtune=native", "-optc-march=native", "-Xcompiler=-march=native", "-Wc,-march=native"]
+    rust = ["-Ctarget-cpu=native", "target-cpu=native", "--codegen=target-cpu=native", "-Ztune-cpu=native", "tune-cpu=native"]
+    for word in (*gcc, *rust, "-xHost", "-tp=host", "--target=host"):
+        said = desk(farm, [DWRAP, "--explain", "echo", word], tmp_path, under).stdout
+        assert said.startswith("nowhere: no agent has your processor"), word
+        assert ", you have Toy 1 #" in said
     assert desk(farm, [DWRAP, "--explain", "true"], tmp_path, under, DWRAP_NATIVE="1").stdout.startswith("nowhere")
 
 
