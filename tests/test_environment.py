@@ -351,6 +351,31 @@ def test_an_agent_notices_an_upgrade(root: Path) -> None:
     assert found.environment == line(root)
 
 
+def test_an_agent_that_cannot_tell_any_more_is_like_no_other(root: Path) -> None:
+    """What was installed when it could be read last is no more: jobs of that environment must not come."""
+    stock, status = Stock(RUNNER, str(root)), root / DPKG.relative_to("/")
+    before, now = stock.first(), 0.0
+    kept = status.rename(status.with_name("kept"))
+
+    def news() -> object:
+        nonlocal now
+        now += LOOK_SECONDS
+        return stock.news(now)
+
+    status.mkdir()  # nobody can read that, root neither
+    assert eventually(news).environment == ""
+    assert not any(news() for _ in range(3))
+    status.rmdir()
+    kept.rename(status)
+    assert eventually(news) == before
+
+
+def test_an_agent_that_cannot_tell_at_its_start_says_why(root: Path) -> None:
+    put(root, "/var/lib/rpm/rpmdb.sqlite", "no database")
+    with pytest.raises(OSError, match="a package database cannot be read .*install rpm"):
+        Stock(RUNNER, str(root)).first()
+
+
 BESIDE = """
 import subprocess, sys, threading, time
 from pathlib import Path
