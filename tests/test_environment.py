@@ -85,6 +85,9 @@ def test_dpkg(root: Path) -> None:
         (deb("libfoo-dev", "1.2", "half-configured"), True),
         (deb("libc6", "2.36-9", arch="i386"), True),
         *(
+            (deb(name, "1"), False) for name in ("libllvm15", "llvm-libs", "libpython3.11", "libperl5.36")
+        ),  # Mesa, gdb and vim have them too
+        *(
             (deb(name, "1"), True)
             for name in ("gcc13", "gcc13-c++", "cpp13", "clang17", "llvm17", "rust1.75", "go1.21", "python311", "samurai")
         ),
@@ -372,7 +375,7 @@ def test_an_agent_that_cannot_tell_any_more_is_like_no_other(root: Path) -> None
 
 def test_an_agent_that_cannot_tell_at_its_start_says_why(root: Path) -> None:
     put(root, "/var/lib/rpm/rpmdb.sqlite", "no database")
-    with pytest.raises(OSError, match="a package database cannot be read .*install rpm"):
+    with pytest.raises(OSError, match=r"a package database cannot be read .*install rpm"):
         Stock(RUNNER, str(root)).first()
 
 
@@ -584,6 +587,7 @@ def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: 
     under = with_rpm(tmp_path, f'test -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"')
     wrong = desk(farm, [DWRAP, "--explain"], tmp_path, under)
     assert wrong.returncode == 125
+    assert "dwrap: a package database cannot be read" in wrong.stderr
     memory = tmp_path / "rununshare" / "dwrap"
     assert not list(memory.glob("environment-*"))
     (tmp_path / "mended").touch()
