@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import unittest.mock
 from typing import Any, TypeVar
 
 import pytest
 
 from dwrap.distributor import events as e
+from dwrap.distributor import policy
 from dwrap.distributor.events import JobState
 from dwrap.distributor.jobs import NO_AGENT_SECONDS
 from dwrap.distributor.past import Assigned, Past
@@ -1079,6 +1081,17 @@ def test_a_job_for_one_agent_that_loses_it_twice_waits_for_it_a_second_time(desk
     desk.do(e.Tick())
     assert "j50" not in desk.scheduler.jobs
     assert desk.one(e.Answer).verb == "REFUSED"
+
+
+def test_agents_of_other_environments_cost_a_job_nothing(desk: Desk) -> None:
+    """Two hundred servers in the middle of an upgrade are two hundred pools, while thousands of jobs come each second."""
+    for peer in range(1, 101):
+        desk.agent(peer, identity=f"x86 d/12 #{peer}")
+    with unittest.mock.patch.object(policy, "why_unlike", wraps=policy.why_unlike) as looked:
+        desk.submit(500, identity="x86 d/12 #7")
+    desk.go(500)
+    assert desk.one(e.Assign).peer == 7
+    assert looked.call_count == 1
 
 
 def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) -> None:
