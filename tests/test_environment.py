@@ -224,9 +224,12 @@ def test_which_of_several_compilers_is_cc_counts(root: Path) -> None:
         (root / "etc/alternatives/cc").unlink(missing_ok=True)
         (root / "etc/alternatives/cc").symlink_to(target)
         seen.append(line(root))
+    for name in ("awk", "java", "javac", "yacc", "lex"):
+        (root / "etc/alternatives" / name).symlink_to(f"/usr/bin/another-{name}")
+        seen.append(line(root))
     (root / "etc/alternatives/editor").symlink_to("/usr/bin/vim")
     (root / "etc/alternatives/automake.1.gz").symlink_to("/usr/share/man/man1/automake-1.16.1.gz")  # not where dpkg leaves out manuals
-    assert len(set(seen)) == 3
+    assert len(set(seen)) == 8
     assert line(root) == seen[-1]
 
 
