@@ -111,10 +111,30 @@ static void see_unfinished(const char *root, package_seen *seen, void *context)
         closedir(all);
 }
 
-/* NAME-VERSION-RELEASE: neither of the last two has a hyphen. */
+/* Does a package, by its directory in the database, bring headers? */
+static bool has_headers(DIR *all, const char *package)
+{
+    char full[PATH_MAX], *line = NULL;
+    size_t size = 0;
+    bool found = false;
+    snprintf(full, sizeof full, "%s/files", package);
+    int fd = openat(dirfd(all), full, O_RDONLY | O_CLOEXEC);
+    FILE *file = fd >= 0 ? fdopen(fd, "re") : NULL;
+    while (file && !found && getline(&line, &size, file) > 0)
+        found = strncmp(line, "usr/include/", 12) == 0;
+    free(line);
+    if (file)
+        fclose(file);
+    else if (fd >= 0)
+        close(fd);
+    return found;
+}
+
+/* NAME-VERSION-RELEASE: neither of the last two has a hyphen. What other systems call NAME-dev is part of NAME: where there are headers it
+ * is told as if there were both. */
 static bool read_pacman(const char *root, package_seen *seen, void *context)
 {
-    char full[PATH_MAX];
+    char full[PATH_MAX], development[FIELD_BYTES + sizeof "-dev"];
     snprintf(full, sizeof full, "%s" PACMAN, root);
     DIR *all = opendir(full);
     bool done = all || errno == ENOENT || errno == ENOTDIR;
@@ -122,6 +142,7 @@ static bool read_pacman(const char *root, package_seen *seen, void *context)
         char *release = strrchr(one->d_name, '-'), *version;
         if (!release || one->d_name[0] == '.')
             continue;
+        bool headers = has_headers(all, one->d_name);
         *release = 0;
         version = strrchr(one->d_name, '-');
         *release = '-';
@@ -129,6 +150,9 @@ static bool read_pacman(const char *root, package_seen *seen, void *context)
             continue;
         *version = 0;
         seen(context, one->d_name, version + 1, "");
+        snprintf(development, sizeof development, "%s-dev", one->d_name);
+        if (headers)
+            seen(context, development, version + 1, "");
     }
     if (all)
         closedir(all);

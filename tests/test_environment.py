@@ -151,6 +151,14 @@ def test_pacman(tmp_path: Path) -> None:
     assert packages == ["gcc 13.2.1-3", "glibc 2.38-7"]
 
 
+def test_pacman_has_headers_in_any_package(tmp_path: Path) -> None:
+    """Nothing is called -dev there."""
+    put(tmp_path, "/var/lib/pacman/local/boost-1.84.0-1/files", "%FILES%\nusr/\nusr/include/\nusr/include/boost/any.hpp\n")
+    put(tmp_path, "/var/lib/pacman/local/firefox-1-1/files", "%FILES%\nusr/\nusr/bin/firefox\nusr/share/usr/include/\n")
+    put(tmp_path, "/var/lib/pacman/local/gcc-13.2.1-3/desc", "")
+    assert told(tmp_path)[1] == ["boost-dev 1.84.0-1", "gcc 13.2.1-3"]
+
+
 SPEC = """\
 Name: gcc-c++
 Epoch: 1
