@@ -593,6 +593,21 @@ def test_a_slow_rpm_is_no_silent_distributor(farm: Farm, tmp_path: Path) -> None
 
 
 @needs_mounts
+def test_an_rpm_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """Berkeley DB's locks outlive who held them; a wrapper would wait as long as they do."""
+    under = with_rpm(tmp_path, "exec sleep 1000")
+    done = subprocess.run([*under, RUNNER, "--environment"], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, "cannot be read" in done.stderr) == (1, True), done
+
+
+@needs_mounts
+def test_who_ignores_the_end_of_children_hears_of_rpm_even_so(tmp_path: Path) -> None:
+    under = with_rpm(tmp_path, 'printf "gcc\\t1\\tx\\n"')
+    ignoring = ["env", "--ignore-signal=CHLD", RUNNER, "--environment"]
+    assert "\ngcc:x 1\n" in subprocess.run([*under, *ignoring], capture_output=True, text=True, check=True, timeout=50).stdout
+
+
+@needs_mounts
 def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: Path) -> None:
     """An rpm that fails for once (no memory, a locked database, Ctrl-C) would else keep a machine apart until its next upgrade."""
     under = with_rpm(tmp_path, f'test -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"')
