@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
@@ -37,12 +37,17 @@ _MAX_WISHES: Final = 1_024
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
-_Wish: TypeAlias = tuple[object, ...]
+class _Wish(NamedTuple):
+    """What makes agents fit for a job. Where it lies is left out: that is no matter of time."""
+
+    uid: int | None
+    labels: tuple[str, ...]
+    identity: str
+    cpu: str
 
 
 def _wish(job: Job) -> _Wish:
-    """What makes agents fit for a job. Where it lies is left out: that is no matter of time."""
-    return job.uid, job.spec.labels, job.spec.identity, job.spec.cpu
+    return _Wish(job.uid, job.spec.labels, job.spec.identity, job.spec.cpu)
 
 
 class Jobs:
@@ -55,6 +60,7 @@ class Jobs:
         self.past = past
         self.placement = Placement()
         self.room = WaitingRoom(self.placement, strict)
+        self._strict = strict
         self.timers = Timers()
         self.now = past.began
         self.actions: list[e.Action] = []
@@ -176,8 +182,10 @@ class Jobs:
         return self._in_vain.setdefault(wish, self.now)
 
     def _readmit_all(self) -> None:
-        """Every waiting job is judged anew."""
-        self._in_vain.clear()
+        """Every waiting job is judged anew. Wishes that what has appeared may have fulfilled are new ones."""
+        appeared = self.placement.appeared()
+        for wish in [wish for wish in self._in_vain if appeared and (wish.identity in appeared or not (wish.identity and self._strict))]:
+            del self._in_vain[wish]
         for job in self.room.unsettled():
             self.admit(job)
         self.room.forget_empty()

@@ -159,11 +159,17 @@ class Placement:
         self._reserved: dict[str, Agent] = {}  # by job
         self._turns = itertools.count(1)
         self._has_changed = False
+        self._appeared: set[str] = set()
 
     def has_changed(self) -> bool:
         """Whether a pool has appeared or gone since this was asked last."""
         changed, self._has_changed = self._has_changed, False
         return changed
+
+    def appeared(self) -> set[str]:
+        """The environments of the pools that have appeared since this was asked last."""
+        appeared, self._appeared = self._appeared, set()
+        return appeared
 
     @property
     def pools(self) -> Collection[Pool]:
@@ -199,6 +205,7 @@ class Placement:
             group = self._groups[agent.pool] = _Group()
             self._alike.setdefault(agent.pool.identity, {})[agent.pool] = None
             self._has_changed = True
+            self._appeared.add(agent.pool.identity)
         group.agents.add(agent)
         self._named[agent.name] = agent
         group.push(agent)

@@ -1114,6 +1114,23 @@ def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) 
     assert desk.state("j55") is JobState.QUEUED, "there was one a moment ago"
 
 
+def test_agents_that_come_and_go_elsewhere_make_nobody_wait_again(desk: Desk) -> None:
+    """While two hundred servers are upgraded, each of them is of several kinds for moments."""
+    desk.agent(1, identity="x86 d/13 #2")
+    desk.submit(50, identity="x86 d/12 #1")
+    desk.wait(11, 1)
+    desk.agent(2, identity="x86 d/13 #3")
+    desk.submit(51, identity="x86 d/12 #1")
+    assert desk.one(e.Answer).verb == "UNAVAILABLE"
+    desk.do(e.Disconnected(2))
+    desk.submit(52, identity="x86 d/12 #1")
+    assert desk.one(e.Answer).verb == "UNAVAILABLE"
+    desk.agent(3, identity="x86 d/12 #1")
+    desk.do(e.Disconnected(3))
+    desk.submit(53, identity="x86 d/12 #1")
+    assert desk.state("j53") is JobState.QUEUED, "there was one a moment ago, of which no job made use"
+
+
 def test_an_agent_that_comes_and_goes_in_a_pool_that_stays_is_waited_for_each_time(desk: Desk) -> None:
     desk.agent(1)
     desk.submit(50, agent="a2")
