@@ -256,7 +256,7 @@ int main(int argc, char **argv)
         return tree_probe();
     if (argc >= 2 && argc <= 4 && strcmp(argv[1], "--environment") == 0) {
         if (!environment_print(argc > 2 ? argv[2] : "", argc > 3 ? argv[3] : NULL, NULL)) {
-            fprintf(stderr, "dwrap-runner: a package database cannot be read to its end\n");
+            fprintf(stderr, "a package database cannot be read to its end; if it is one of rpm's, install rpm, or remove it\n");
             return 1;
         }
         return 0;

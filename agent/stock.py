@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,10 @@ LOOK_SECONDS: Final = 5.0
 MAX_PACKAGES_BYTES: Final = 64 * 1024
 _ANSWER_SECONDS: Final = 60.0
 log = logging.getLogger("dwrap.agent")
+
+
+class _Unreadable(OSError):
+    """A database has changed, and cannot be read."""
 
 
 class Stock:
@@ -62,7 +67,9 @@ class Stock:
         try:
             self._found = self._look() or self._found
         except OSError as error:
-            log.warning("%s", error)
+            log.warning("%s", error.strerror)
+            if isinstance(error, _Unreadable):  # what was told is no more; and the next look counts, also if all is as it was then
+                self._found, self._stamp = replace(self._told, environment="", packages=""), ""
 
     def _look(self) -> Installed | None:
         """None when nothing has changed since the last look. Raises OSError, also when a database could not be read to its end."""
@@ -70,6 +77,9 @@ class Stock:
             done = subprocess.run(  # noqa: S603 # nosec B603 # our own program
                 [self._program, "--environment", self._root, self._stamp], capture_output=True, check=True, timeout=_ANSWER_SECONDS
             )
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode("utf-8", "replace").strip() or str(error)
+            raise _Unreadable(0, f"cannot find out what is installed here: {said}") from error
         except (subprocess.SubprocessError, OSError) as error:
             raise OSError(0, f"cannot find out what is installed here: {error}") from error
         head, _, packages = done.stdout.decode("utf-8", "replace").partition("\n\n")

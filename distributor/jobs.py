@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 from dwrap.distributor import events as e
 from dwrap.distributor.events import JobState, Peer
@@ -40,12 +40,17 @@ _MAX_PAUSE_SECONDS: Final = 30.0
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
-_Wish: TypeAlias = tuple[object, ...]
+class _Wish(NamedTuple):
+    """What makes agents fit for a job. Where it lies is left out: that is no matter of time."""
+
+    uid: int | None
+    labels: tuple[str, ...]
+    identity: str
+    cpu: str
 
 
 def _wish(job: Job) -> _Wish:
-    """What makes agents fit for a job. Where it lies is left out: that is no matter of time."""
-    return job.uid, job.spec.labels, job.spec.identity, job.spec.cpu
+    return _Wish(job.uid, job.spec.labels, job.spec.identity, job.spec.cpu)
 
 
 class Jobs:
@@ -58,6 +63,7 @@ class Jobs:
         self.past = past
         self.placement = Placement()
         self.room = WaitingRoom(self.placement, strict)
+        self._strict = strict
         self.timers = Timers()
         self.now = past.began
         self.actions: list[e.Action] = []
@@ -182,12 +188,16 @@ class Jobs:
         return self._in_vain.setdefault(wish, self.now)
 
     def _readmit_all(self, *_: object) -> None:
-        """Every waiting job is judged anew. Many are not judged again for a while: agents that come and go must not take up all time."""
+        """Every waiting job is judged anew. Many are not judged again for a while: agents that come and go must not take up all time.
+        Wishes that what has appeared may have fulfilled are new ones.
+        """
         waiting = self.room.unsettled()
         looks = len(waiting) * (1 + len(self.placement.pools))
         self._readmit_at = self.now + (min(looks * _LOOK_SECONDS, _MAX_PAUSE_SECONDS) if looks > _FEW_LOOKS else 0.0)
         self._will_readmit = False
-        self._in_vain.clear()
+        appeared = self.placement.appeared()
+        for wish in [wish for wish in self._in_vain if appeared and (wish.identity in appeared or not (wish.identity and self._strict))]:
+            del self._in_vain[wish]
         for job in waiting:
             self.admit(job)
         self.room.forget_empty()

@@ -154,20 +154,31 @@ class Placement:
 
     def __init__(self) -> None:
         self._groups: dict[Pool, _Group] = {}
+        self._alike: dict[str, dict[Pool, None]] = {}  # the same pools in the same order, by environment
         self._named: dict[str, Agent] = {}
         self._reserved: dict[str, Agent] = {}  # by job
         self._turns = itertools.count(1)
         self._has_changed = False
+        self._appeared: set[str] = set()
 
     def has_changed(self) -> bool:
         """Whether a pool has appeared or gone since this was asked last."""
         changed, self._has_changed = self._has_changed, False
         return changed
 
+    def appeared(self) -> set[str]:
+        """The environments of the pools that have appeared since this was asked last."""
+        appeared, self._appeared = self._appeared, set()
+        return appeared
+
     @property
     def pools(self) -> Collection[Pool]:
         """The pools that have a serving agent."""
         return self._groups.keys()
+
+    def pools_like(self, identity: str) -> Collection[Pool]:
+        """Those of this environment."""
+        return self._alike.get(identity, {}).keys()
 
     def example(self, pool: Pool) -> str:
         """The name of one of its agents, for people."""
@@ -192,7 +203,9 @@ class Placement:
         group = self._groups.get(agent.pool)
         if group is None:
             group = self._groups[agent.pool] = _Group()
+            self._alike.setdefault(agent.pool.identity, {})[agent.pool] = None
             self._has_changed = True
+            self._appeared.add(agent.pool.identity)
         group.agents.add(agent)
         self._named[agent.name] = agent
         group.push(agent)
@@ -207,6 +220,10 @@ class Placement:
         del self._named[agent.name]
         if not group.agents:
             del self._groups[agent.pool]
+            alike = self._alike[agent.pool.identity]
+            del alike[agent.pool]
+            if not alike:
+                del self._alike[agent.pool.identity]
             self._has_changed = True
 
     def best(self, pools: Collection[Pool], avoid: Collection[str] = (), only: str = "") -> Agent | None:

@@ -115,7 +115,8 @@ def why_unlike(spec: JobSpec, pool: Pool) -> str:
 def why_other(spec: JobSpec, others: Sequence[Pool], strange: Sequence[Pool], name: Callable[[Pool], str]) -> str:
     """How the environment of these agents, or the processor of those, is not what the job needs."""
     if not others:
-        return f"no agent has your processor, on which its result depends: {name(strange[0])} has {strange[0].cpu or 'an unknown one'}"
+        has = f"{name(strange[0])} has {strange[0].cpu or 'an unknown one'}, you have {spec.cpu}"
+        return f"no agent has your processor, on which its result depends: {has}"
     nearest = max(others, key=lambda pool: likeness.nearness(pool.identity, spec.identity))
     return f"no agent has your environment: {name(nearest)} {likeness.difference(nearest.identity, spec.identity)}"
 

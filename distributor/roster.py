@@ -19,7 +19,7 @@ LEASE_SECONDS: Final = 10.0
 LEASE_GRACE_SECONDS: Final = 3.0
 NAME_TAKEOVER_SECONDS: Final = 2.5
 MAX_STANDINGS: Final = 4_096
-MAX_KINDS_OF_ONE: Final = 64  # pools: each job is held against all of them
+MAX_KINDS_OF_ONE: Final = 256  # pools: a job that none suits at once is held against all of them
 
 
 class Roster:

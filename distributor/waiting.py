@@ -48,6 +48,10 @@ class WaitingRoom:
     def judge(self, spec: JobSpec, uid: int | None) -> Verdict:
         """Which pools may take such a job now."""
         pools = self._placement.pools_of(spec.agent) if spec.agent else self._placement.pools
+        if spec.identity and not spec.agent:  # mostly an equal one will do, and there may be hundreds of others
+            verdict = judge(spec, uid, self._placement.pools_like(spec.identity), self._placement.example, self._strict)
+            if verdict.pools:
+                return verdict
         return judge(spec, uid, pools, self._placement.example, self._strict)
 
     def make_homeless(self, job: Job) -> None:

@@ -17,10 +17,11 @@
 #include "environment/stamp.h"
 #include "protocol/hash.h"
 
-#define OWN_BINARIES "/usr/local/bin"
 #define EXTRA "/etc/dwrap/environment"
 #define ALTERNATIVES "/etc/alternatives"
+#define BINARIES "/usr/bin"
 
+static const char *const own_binaries[] = { "/usr/local/bin", "/usr/local/go/bin" };
 static const char *const os_release[] = { "/etc/os-release", "/usr/lib/os-release" };
 
 #define COUNTS(pattern)
@@ -53,9 +54,11 @@ static const struct tool {
 
 enum { COUNTING = sizeof counting / sizeof *counting, IGNORING = sizeof ignored / sizeof *ignored, TOOLS = sizeof tools / sizeof *tools };
 
+enum { OWN = sizeof own_binaries / sizeof *own_binaries };
+
 enum { VERSION_BYTES = 48, MOST_VERSIONS = 3, FINGERPRINT_BYTES = 65536, DIGEST_BYTES = sizeof " #0123456789abcdef" };
 
-/* The versions of one tool that are installed; there may be several. */
+/* The versions of one tool that are installed, in order; there may be several. */
 struct versions {
     char text[MOST_VERSIONS][VERSION_BYTES];
     size_t count;
@@ -65,7 +68,7 @@ struct versions {
 struct gathering {
     const char *root;
     uint64_t digest;
-    bool failed;
+    bool failed, managed; /* managed: there are packages */
     FILE *list;
     struct versions numbered[TOOLS], plain[TOOLS];
 };
@@ -115,13 +118,20 @@ static bool is_numbered(const char *name, const char *prefix)
     return !*end || strcmp(end, "-go") == 0;
 }
 
+/* Keeps the first few in their order, not in that of the database, which differs where all else is equal. */
 static void add_version(struct versions *versions, const char *version)
 {
-    if (versions->count == MOST_VERSIONS)
-        return;
-    char *text = versions->text[versions->count++];
-    snprintf(text, VERSION_BYTES, "%s", version);
+    char text[VERSION_BYTES];
+    size_t at = 0;
+    snprintf(text, sizeof text, "%s", version);
     make_word(text);
+    while (at < versions->count && strcmp(versions->text[at], text) < 0)
+        at++;
+    if (at == MOST_VERSIONS || (at < versions->count && strcmp(versions->text[at], text) == 0))
+        return;
+    versions->count += versions->count < MOST_VERSIONS;
+    memmove(versions->text + at + 1, versions->text + at, (versions->count - 1 - at) * VERSION_BYTES);
+    memcpy(versions->text[at], text, sizeof text);
 }
 
 /* Something that counts: into the digest, and onto the list. */
@@ -137,6 +147,7 @@ static void see_package(void *context, const char *name, const char *version, co
 {
     struct gathering *all = context;
     char full[600];
+    all->managed = true;
     if (!counts(name) && strcmp(name, PACKAGES_UNFINISHED) != 0)
         return;
     snprintf(full, sizeof full, "%s%s%s", name, architecture[0] ? ":" : "", architecture);
@@ -175,14 +186,14 @@ static bool is_wrapper(const char *path)
 }
 
 /* Programs that no package manager has installed. */
-static void see_own_binaries(struct gathering *all)
+static void see_binaries(struct gathering *all, const char *where)
 {
     char path[PATH_MAX], text[DIGEST_BYTES];
     struct stat st;
-    snprintf(path, sizeof path, "%s" OWN_BINARIES, all->root);
+    snprintf(path, sizeof path, "%s%s", all->root, where);
     DIR *folder = opendir(path);
     for (struct dirent *one; folder && (one = readdir(folder));) {
-        snprintf(path, sizeof path, "%s" OWN_BINARIES "/%s", all->root, one->d_name);
+        snprintf(path, sizeof path, "%s%s/%s", all->root, where, one->d_name);
         if (one->d_name[0] == '.' || !counts(one->d_name) || is_wrapper(path))
             continue;
         if (stat(path, &st) < 0 || !S_ISREG(st.st_mode))
@@ -197,6 +208,14 @@ static void see_own_binaries(struct gathering *all)
     }
     if (folder)
         closedir(folder);
+}
+
+static void see_own_binaries(struct gathering *all)
+{
+    for (size_t i = 0; i < OWN; i++)
+        see_binaries(all, own_binaries[i]);
+    if (!all->managed)
+        see_binaries(all, BINARIES);
 }
 
 /* Which compiler `cc` is, where several are installed: update-alternatives(1). */
@@ -259,17 +278,11 @@ static void system_word(const char *root, const char *key, char word[VERSION_BYT
         fclose(file);
 }
 
-static int compare_texts(const void *one, const void *other)
-{
-    return strcmp(one, other);
-}
-
 /* ` TOOL=VERSION,VERSION`, where that fits. */
-static size_t add_tool(char *line, size_t used, size_t size, const char *name, struct versions *versions)
+static size_t add_tool(char *line, size_t used, size_t size, const char *name, const struct versions *versions)
 {
     char text[VERSION_BYTES * MOST_VERSIONS + VERSION_BYTES];
     size_t length = (size_t)snprintf(text, sizeof text, " %s=", name);
-    qsort(versions->text, versions->count, sizeof versions->text[0], compare_texts);
     for (size_t i = 0; i < versions->count; i++)
         length += (size_t)snprintf(text + length, sizeof text - length, "%s%s", i ? "," : "", versions->text[i]);
     if (!versions->count || used + length >= size)
@@ -299,19 +312,20 @@ bool environment_read(const char *root, char line[ENVIRONMENT_BYTES], FILE *list
     return !all.failed;
 }
 
-/* Those in /usr/local/bin may be written over in place. */
-static void stamp_own_binaries(const char *root, struct stamp *stamp)
+/* Those that nobody packaged may be written over in place. */
+static void stamp_binaries(const char *root, const char *where, struct stamp *stamp)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s" OWN_BINARIES, root);
+    snprintf(path, sizeof path, "%s%s", root, where);
     DIR *folder = opendir(path);
     struct stamp sum = { 0 };
     for (struct dirent *one; folder && (one = readdir(folder));) {
         struct stamp file;
         if (!counts(one->d_name))
             continue;
-        snprintf(path, sizeof path, OWN_BINARIES "/%s", one->d_name);
+        snprintf(path, sizeof path, "%s/%s", where, one->d_name);
         stamp_start(&file);
+        file.hash = hash_on(file.hash, one->d_name, strlen(one->d_name));
         stamp_add(&file, root, path);
         sum.hash += file.hash; /* in whatever order they are listed */
     }
@@ -323,13 +337,18 @@ static void stamp_own_binaries(const char *root, struct stamp *stamp)
 uint64_t environment_stamp(const char *root)
 {
     struct stamp stamp;
+    struct utsname host;
+    uname(&host);
     stamp_start(&stamp);
+    stamp.hash = hash_on(stamp.hash, host.machine, strlen(host.machine)); /* linux32(8) */
     for (size_t i = 0; i < COUNTING; i++) /* another release may count otherwise */
         stamp.hash = hash_on(stamp.hash, counting[i], strlen(counting[i]) + 1);
     for (size_t i = 0; i < IGNORING; i++)
         stamp.hash = hash_on(stamp.hash, ignored[i], strlen(ignored[i]) + 1);
     packages_stamp(root, &stamp);
-    stamp_own_binaries(root, &stamp);
+    for (size_t i = 0; i < OWN; i++)
+        stamp_binaries(root, own_binaries[i], &stamp);
+    stamp_add(&stamp, root, BINARIES); /* programs there are replaced, not written over */
     stamp_add(&stamp, root, ALTERNATIVES);
     stamp_add(&stamp, root, EXTRA);
     for (size_t i = 0; i < sizeof os_release / sizeof *os_release; i++)

@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +31,7 @@ static const char *const rpm[] = {
 
 enum { APKS = sizeof apk / sizeof *apk, RPMS = sizeof rpm / sizeof *rpm };
 
-enum { FIELD_BYTES = 256 };
+enum { FIELD_BYTES = 256, RPM_PATIENCE_MS = 15000 };
 
 /* What a paragraph has said so far. */
 struct paragraph {
@@ -111,10 +113,30 @@ static void see_unfinished(const char *root, package_seen *seen, void *context)
         closedir(all);
 }
 
-/* NAME-VERSION-RELEASE: neither of the last two has a hyphen. */
+/* Does a package, by its directory in the database, bring headers? */
+static bool has_headers(DIR *all, const char *package)
+{
+    char full[PATH_MAX], *line = NULL;
+    size_t size = 0;
+    bool found = false;
+    snprintf(full, sizeof full, "%s/files", package);
+    int fd = openat(dirfd(all), full, O_RDONLY | O_CLOEXEC);
+    FILE *file = fd >= 0 ? fdopen(fd, "re") : NULL;
+    while (file && !found && getline(&line, &size, file) > 0)
+        found = strncmp(line, "usr/include/", 12) == 0;
+    free(line);
+    if (file)
+        fclose(file);
+    else if (fd >= 0)
+        close(fd);
+    return found;
+}
+
+/* NAME-VERSION-RELEASE: neither of the last two has a hyphen. What other systems call NAME-dev is part of NAME: where there are headers it
+ * is told as if there were both. */
 static bool read_pacman(const char *root, package_seen *seen, void *context)
 {
-    char full[PATH_MAX];
+    char full[PATH_MAX], development[FIELD_BYTES + sizeof "-dev"];
     snprintf(full, sizeof full, "%s" PACMAN, root);
     DIR *all = opendir(full);
     bool done = all || errno == ENOENT || errno == ENOTDIR;
@@ -122,6 +144,7 @@ static bool read_pacman(const char *root, package_seen *seen, void *context)
         char *release = strrchr(one->d_name, '-'), *version;
         if (!release || one->d_name[0] == '.')
             continue;
+        bool headers = has_headers(all, one->d_name);
         *release = 0;
         version = strrchr(one->d_name, '-');
         *release = '-';
@@ -129,6 +152,9 @@ static bool read_pacman(const char *root, package_seen *seen, void *context)
             continue;
         *version = 0;
         seen(context, one->d_name, version + 1, "");
+        snprintf(development, sizeof development, "%s-dev", one->d_name);
+        if (headers)
+            seen(context, development, version + 1, "");
     }
     if (all)
         closedir(all);
@@ -160,8 +186,17 @@ static FILE *start_rpm(const char *root, char *folder, pid_t *pid)
     return answer;
 }
 
+/* Waits for its first words, and ends it if there are none: it waits for as long as anybody, dead ones included, holds its database. */
+static void await_rpm(FILE *answer, pid_t pid)
+{
+    struct pollfd said = { .fd = fileno(answer), .events = POLLIN };
+    if (poll(&said, 1, RPM_PATIENCE_MS) == 0)
+        kill(pid, SIGKILL);
+}
+
 static bool read_rpm(const char *root, package_seen *seen, void *context)
 {
+    struct sigaction heard = { .sa_handler = SIG_DFL }, before; /* else nobody is told how it ended */
     char full[PATH_MAX], folder[PATH_MAX] = "", *line = NULL;
     size_t size = 0;
     pid_t pid;
@@ -173,7 +208,10 @@ static bool read_rpm(const char *root, package_seen *seen, void *context)
     }
     if (!folder[0])
         return true;
+    sigaction(SIGCHLD, &heard, &before);
     FILE *answer = start_rpm(root, folder, &pid);
+    if (answer)
+        await_rpm(answer, pid);
     while (answer && getline(&line, &size, answer) > 0) {
         char *version = strchr(line, '\t'), *architecture = version ? strchr(version + 1, '\t') : NULL;
         if (!architecture)
@@ -183,12 +221,12 @@ static bool read_rpm(const char *root, package_seen *seen, void *context)
         seen(context, line, version + 1, architecture + 1);
     }
     free(line);
-    if (!answer)
-        return false;
-    fclose(answer);
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+    if (answer)
+        fclose(answer);
+    while (answer && waitpid(pid, &status, 0) < 0 && errno == EINTR)
         continue;
-    return status == 0;
+    sigaction(SIGCHLD, &before, NULL);
+    return answer && status == 0;
 }
 
 bool packages_each(const char *root, package_seen *seen, void *context)

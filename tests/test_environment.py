@@ -84,6 +84,13 @@ def test_dpkg(root: Path) -> None:
         (deb("libfoo-dev", "1.2", "not-installed"), False),
         (deb("libfoo-dev", "1.2", "half-configured"), True),
         (deb("libc6", "2.36-9", arch="i386"), True),
+        *(
+            (deb(name, "1"), False) for name in ("libllvm15", "llvm-libs", "libpython3.11", "libperl5.36")
+        ),  # Mesa, gdb and vim have them too
+        *(
+            (deb(name, "1"), True)
+            for name in ("gcc13", "gcc13-c++", "cpp13", "clang17", "llvm17", "rust1.75", "go1.21", "python311", "samurai")
+        ),
     ],
 )
 def test_what_counts(root: Path, more: str, counts: bool) -> None:
@@ -105,6 +112,28 @@ def test_the_order_of_a_database_does_not_count(root: Path) -> None:
     assert "g++=11.3,12.2 clang=14.0 #" in seen.pop()
 
 
+def test_of_many_versions_the_same_are_shown_in_any_order(root: Path) -> None:
+    """CI images have five of each compiler; rpm lists in the order of a hash, readdir(3) in any."""
+    paragraphs = [deb(f"g++-{n}", f"{n}.1") for n in (10, 11, 12, 13, 14)] + [deb("libc6", "2.36-9"), deb("libc6", "2.36-9", arch="i386")]
+    seen = set()
+    for order in (paragraphs, paragraphs[::-1], paragraphs[3:] + paragraphs[:3]):
+        put(root, DPKG.as_posix(), "\n".join(order))
+        seen.add(line(root))
+    assert len(seen) == 1, seen
+    assert " libc=2.36-9 #" in seen.pop()
+
+
+@pytest.mark.skipif(shutil.which("setarch") is None, reason="needs setarch: apt-get install util-linux")
+def test_under_linux32_it_is_another_machine(root: Path) -> None:
+    """What wrappers remember is found by its stamp: one `setarch linux32 make` must not tell all others that this is an i686."""
+    there = subprocess.run(
+        ["setarch", "linux32", RUNNER, "--environment", root], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    facts = told(root)[0]
+    assert f"environment={facts['environment']}\n" not in there
+    assert f"stamp={facts['stamp']}\n" not in there
+
+
 def test_apk(tmp_path: Path) -> None:
     put(tmp_path, "/etc/os-release", "ID=alpine\nVERSION_ID=3.19.1\n")
     compiler, library, editor = "C:Q1x=\nP:g++\nV:13.2.1-r0\nA:x86_64\nF:usr/bin\nR:g++\n", "P:musl\nV:1.2.4-r2\nA:x86_64\n", "P:vim\nV:9\n"
@@ -120,6 +149,14 @@ def test_pacman(tmp_path: Path) -> None:
     facts, packages = told(tmp_path)
     assert " unknown gcc=13.2.1-3 libc=2.38-7 #" in facts["environment"]
     assert packages == ["gcc 13.2.1-3", "glibc 2.38-7"]
+
+
+def test_pacman_has_headers_in_any_package(tmp_path: Path) -> None:
+    """Nothing is called -dev there."""
+    put(tmp_path, "/var/lib/pacman/local/boost-1.84.0-1/files", "%FILES%\nusr/\nusr/include/\nusr/include/boost/any.hpp\n")
+    put(tmp_path, "/var/lib/pacman/local/firefox-1-1/files", "%FILES%\nusr/\nusr/bin/firefox\nusr/share/usr/include/\n")
+    put(tmp_path, "/var/lib/pacman/local/gcc-13.2.1-3/desc", "")
+    assert told(tmp_path)[1] == ["boost-dev 1.84.0-1", "gcc 13.2.1-3"]
 
 
 SPEC = """\
@@ -151,12 +188,13 @@ def test_rpm(tmp_path: Path) -> None:
     assert told(root, facts["stamp"])[0].keys() == {"stamp"}, "that root has asked changes something, every time"
 
 
-def test_programs_that_nobody_packaged(root: Path) -> None:
+@pytest.mark.parametrize("program", ["/usr/local/bin/g++", "/usr/local/go/bin/go"])
+def test_programs_that_nobody_packaged(root: Path, program: str) -> None:
     before = line(root)
-    compiler = put(root, "/usr/local/bin/g++", "one")
+    compiler = put(root, program, "one")
     first = line(root)
     assert before != first
-    assert any(package.startswith("/usr/local/bin/g++ #") for package in told(root)[1])
+    assert any(package.startswith(f"{program} #") for package in told(root)[1])
     compiler.write_text("two")
     second = line(root)
     assert second not in (before, first)
@@ -194,8 +232,12 @@ def test_which_of_several_compilers_is_cc_counts(root: Path) -> None:
         (root / "etc/alternatives/cc").unlink(missing_ok=True)
         (root / "etc/alternatives/cc").symlink_to(target)
         seen.append(line(root))
+    for name in ("awk", "java", "javac", "yacc", "lex"):
+        (root / "etc/alternatives" / name).symlink_to(f"/usr/bin/another-{name}")
+        seen.append(line(root))
     (root / "etc/alternatives/editor").symlink_to("/usr/bin/vim")
-    assert len(set(seen)) == 3
+    (root / "etc/alternatives/automake.1.gz").symlink_to("/usr/share/man/man1/automake-1.16.1.gz")  # not where dpkg leaves out manuals
+    assert len(set(seen)) == 8
     assert line(root) == seen[-1]
 
 
@@ -233,6 +275,34 @@ def test_what_the_operator_names(root: Path) -> None:
     assert line(root) == before
     put(root, "/etc/dwrap/environment", "toolchain /opt/sdk-7\n")
     assert line(root) != before
+
+
+def test_what_the_operator_names_counts_once_everybody_may_read_it(root: Path) -> None:
+    file = put(root, "/etc/dwrap/environment", "image 7\n")
+    file.chmod(0o600)
+    facts = told(root)[0]
+    file.chmod(0o644)
+    assert told(root, facts["stamp"])[0].get("environment") not in (None, facts["environment"])
+
+
+def test_programs_that_change_their_names_are_noticed(root: Path) -> None:
+    one, other = (put(root, f"/usr/local/bin/{name}", name) for name in ("gcc", "g++"))
+    facts = told(root)[0]
+    one.rename(one.with_name("kept"))
+    other.rename(one)
+    one.with_name("kept").rename(other)
+    assert told(root, facts["stamp"])[0].get("environment") not in (None, facts["environment"])
+
+
+def test_where_nobody_manages_packages_the_compilers_count(tmp_path: Path) -> None:
+    """Gentoo, Void, an image made by hand: two of those with different compilers must not be alike because nothing is known of either."""
+    put(tmp_path, "/etc/os-release", "ID=gentoo\n")
+    compiler = put(tmp_path, "/usr/bin/gcc", "one")
+    facts, packages = told(tmp_path)
+    assert [package.split()[0] for package in packages] == ["/usr/bin/gcc"]
+    fresh = put(tmp_path, "/usr/bin/gcc.new", "two")
+    fresh.rename(compiler)
+    assert told(tmp_path, facts["stamp"])[0].get("environment") not in (None, facts["environment"])
 
 
 def test_long_and_strange_text_stays_one_short_line(root: Path) -> None:
@@ -293,6 +363,31 @@ def test_an_agent_notices_an_upgrade(root: Path) -> None:
     found = eventually(news)
     assert "g++=13.2.0-1" in found.environment
     assert found.environment == line(root)
+
+
+def test_an_agent_that_cannot_tell_any_more_is_like_no_other(root: Path) -> None:
+    """What was installed when it could be read last is no more: jobs of that environment must not come."""
+    stock, status = Stock(RUNNER, str(root)), root / DPKG.relative_to("/")
+    before, now = stock.first(), 0.0
+    kept = status.rename(status.with_name("kept"))
+
+    def news() -> object:
+        nonlocal now
+        now += LOOK_SECONDS
+        return stock.news(now)
+
+    status.mkdir()  # nobody can read that, root neither
+    assert eventually(news).environment == ""
+    assert not any(news() for _ in range(3))
+    status.rmdir()
+    kept.rename(status)
+    assert eventually(news) == before
+
+
+def test_an_agent_that_cannot_tell_at_its_start_says_why(root: Path) -> None:
+    put(root, "/var/lib/rpm/rpmdb.sqlite", "no database")
+    with pytest.raises(OSError, match=r"a package database cannot be read .*install rpm"):
+        Stock(RUNNER, str(root)).first()
 
 
 BESIDE = """
@@ -474,20 +569,51 @@ def test_wrappers_remember_what_is_installed(farm: Farm, tmp_path: Path) -> None
     assert not old.exists()
 
 
-@needs_mounts
-def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: Path) -> None:
-    """An rpm that fails for once (no memory, a locked database, Ctrl-C) would else keep a machine apart until its next upgrade."""
+def with_rpm(tmp_path: Path, script: str) -> list[str]:
+    """A command prefix: there are packages of rpm, and it is this script."""
+    if not Path("/usr/bin/rpm").exists():
+        pytest.skip("rpm is not installed: apt-get install rpm")
     tool, database = tmp_path / "rpm", tmp_path / "database"
-    tool.write_text(f'#!/bin/sh\ntest -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"\n')
+    tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     database.mkdir()
     (database / "rpmdb.sqlite").touch()
-    mounts = f"mkdir -p {tmp_path}/bin /var/lib/rpm && mount --bind {database} /var/lib/rpm"
-    under = ["unshare", "--mount", "sh", "-c", f'{mounts} && mount --bind {tool} "$(readlink -f /usr/bin/rpm)" && exec "$@"', "sh"]
-    if not Path("/usr/bin/rpm").exists():
-        pytest.skip("rpm is not installed: apt-get install rpm")
+    mounts = f"mkdir -p /var/lib/rpm && mount --bind {database} /var/lib/rpm"
+    return ["unshare", "--mount", "sh", "-c", f'{mounts} && mount --bind {tool} "$(readlink -f /usr/bin/rpm)" && exec "$@"', "sh"]
+
+
+@needs_mounts
+def test_a_slow_rpm_is_no_silent_distributor(farm: Farm, tmp_path: Path) -> None:
+    """With cold caches it takes seconds; the distributor is there all the time, and those that wait for its answer have to hear it too."""
+    under = with_rpm(tmp_path, 'sleep 2; printf "gcc\\t1\\tx\\n"')
+    both = f"{DWRAP} --explain true & {DWRAP} --explain true; wait"
+    said = desk(farm, ["sh", "-c", both], tmp_path, under).stdout.splitlines()
+    assert [line.partition(": agent")[0] for line in said] == ["nowhere: no agent has your environment"] * 2
+    assert not list((tmp_path / "rununshare" / "dwrap").glob("silent-*"))
+
+
+@needs_mounts
+def test_an_rpm_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """Berkeley DB's locks outlive who held them; a wrapper would wait as long as they do."""
+    under = with_rpm(tmp_path, "exec sleep 1000")
+    done = subprocess.run([*under, RUNNER, "--environment"], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, "cannot be read" in done.stderr) == (1, True), done
+
+
+@needs_mounts
+def test_who_ignores_the_end_of_children_hears_of_rpm_even_so(tmp_path: Path) -> None:
+    under = with_rpm(tmp_path, 'printf "gcc\\t1\\tx\\n"')
+    ignoring = ["env", "--ignore-signal=CHLD", RUNNER, "--environment"]
+    assert "\ngcc:x 1\n" in subprocess.run([*under, *ignoring], capture_output=True, text=True, check=True, timeout=50).stdout
+
+
+@needs_mounts
+def test_what_cannot_be_read_is_not_remembered_as_what_is(farm: Farm, tmp_path: Path) -> None:
+    """An rpm that fails for once (no memory, a locked database, Ctrl-C) would else keep a machine apart until its next upgrade."""
+    under = with_rpm(tmp_path, f'test -e {tmp_path}/mended && printf "gcc\\t1\\tx\\n"')
     wrong = desk(farm, [DWRAP, "--explain"], tmp_path, under)
     assert wrong.returncode == 125
+    assert "dwrap: a package database cannot be read" in wrong.stderr
     memory = tmp_path / "rununshare" / "dwrap"
     assert not list(memory.glob("environment-*"))
     (tmp_path / "mended").touch()
@@ -507,8 +633,13 @@ def test_what_depends_on_the_processor_goes_where_it_is_the_same(farm: Farm, tmp
     other = tmp_path / "cpuinfo"
     other.write_text("processor\t: 0\nmodel name\t: Toy 1\nflags\t\t: fpu\n\n")
     under = ["unshare", "--mount", "sh", "-c", f'mount --bind {other} /proc/cpuinfo && exec "$@"', "sh"]
-    for word, where in (("-O2", "agent "), ("-march=native", "nowhere: no agent has your processor")):
-        assert desk(farm, [DWRAP, "--explain", "echo", word], tmp_path, under).stdout.startswith(where), word
+    assert desk(farm, [DWRAP, "--explain", "echo", "-O2"], tmp_path, under).stdout.startswith("agent ")
+    gcc = ["-march=native", "-mcpu=native+crypto", "-mtune=native", "-optc-march=native", "-Xcompiler=-march=native", "-Wc,-march=native"]
+    rust = ["-Ctarget-cpu=native", "target-cpu=native", "--codegen=target-cpu=native", "-Ztune-cpu=native", "tune-cpu=native"]
+    for word in (*gcc, *rust, "-xHost", "-tp=host", "--target=host"):
+        said = desk(farm, [DWRAP, "--explain", "echo", word], tmp_path, under).stdout
+        assert said.startswith("nowhere: no agent has your processor"), word
+        assert ", you have Toy 1 #" in said
     assert desk(farm, [DWRAP, "--explain", "true"], tmp_path, under, DWRAP_NATIVE="1").stdout.startswith("nowhere")
 
 

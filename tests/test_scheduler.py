@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unittest.mock
 from typing import Any, TypeVar
 
 import pytest
@@ -1082,6 +1083,17 @@ def test_a_job_for_one_agent_that_loses_it_twice_waits_for_it_a_second_time(desk
     assert desk.one(e.Answer).verb == "REFUSED"
 
 
+def test_agents_of_other_environments_cost_a_job_nothing(desk: Desk) -> None:
+    """Two hundred servers in the middle of an upgrade are two hundred pools, while thousands of jobs come each second."""
+    for peer in range(1, 101):
+        desk.agent(peer, identity=f"x86 d/12 #{peer}")
+    with unittest.mock.patch.object(policy, "why_unlike", wraps=policy.why_unlike) as looked:
+        desk.submit(500, identity="x86 d/12 #7")
+    desk.go(500)
+    assert desk.one(e.Assign).peer == 7
+    assert looked.call_count == 1
+
+
 def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) -> None:
     desk.agent(1, identity="x86 d/13 #2")
     desk.submit(50, identity="x86 d/12 #1")
@@ -1100,6 +1112,23 @@ def test_what_nobody_could_take_for_ten_seconds_is_answered_at_once(desk: Desk) 
     desk.do(e.Disconnected(2))
     desk.submit(55, identity="x86 d/12 #1")
     assert desk.state("j55") is JobState.QUEUED, "there was one a moment ago"
+
+
+def test_agents_that_come_and_go_elsewhere_make_nobody_wait_again(desk: Desk) -> None:
+    """While two hundred servers are upgraded, each of them is of several kinds for moments."""
+    desk.agent(1, identity="x86 d/13 #2")
+    desk.submit(50, identity="x86 d/12 #1")
+    desk.wait(11, 1)
+    desk.agent(2, identity="x86 d/13 #3")
+    desk.submit(51, identity="x86 d/12 #1")
+    assert desk.one(e.Answer).verb == "UNAVAILABLE"
+    desk.do(e.Disconnected(2))
+    desk.submit(52, identity="x86 d/12 #1")
+    assert desk.one(e.Answer).verb == "UNAVAILABLE"
+    desk.agent(3, identity="x86 d/12 #1")
+    desk.do(e.Disconnected(3))
+    desk.submit(53, identity="x86 d/12 #1")
+    assert desk.state("j53") is JobState.QUEUED, "there was one a moment ago, of which no job made use"
 
 
 def test_an_agent_that_comes_and_goes_in_a_pool_that_stays_is_waited_for_each_time(desk: Desk) -> None:

@@ -389,8 +389,12 @@ void settings_read(struct settings *s, int argc, char **argv)
     } else if (at < argc && !s->hosts && is_distributor(s, argv + at, argc - at)) {
         s->hosts = argv[at++];
     }
-    if (at >= argc && s->explain)
-        exit(environment_print("", NULL, environment_here()) ? 0 : EXIT_DWRAP);
+    if (at >= argc && s->explain) {
+        bool whole = environment_print("", NULL, environment_here());
+        if (!whole)
+            say("a package database cannot be read to its end; if it is one of rpm's, install rpm, or remove it");
+        exit(whole ? 0 : EXIT_DWRAP);
+    }
     if (at >= argc)
         usage("no command is given", "");
     s->hosts = without_names(s->hosts ? s->hosts : default_hosts());

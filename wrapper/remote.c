@@ -140,10 +140,12 @@ static enum link_status reach(const struct address *address, struct job *job, in
     enum link_status status = link_open(&connection, address, job->settings->insecure, deadline_ms);
     if (status != LINK_FINE)
         return status;
+    int64_t began = now_ms();
     if (!job->submit_length)
         *here = submit_prepare(job);
     if (*here)
         return status;
+    deadline_ms += now_ms() - began; /* rpm may need seconds to tell what is installed here: that is no silence of theirs */
     struct fields_out fields = submit_fields(job);
     link_queue(&connection, "SUBMIT", &fields, NULL, 0); /* there is room: the connection is new */
     status = link_flush(&connection);
