@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from runner_bench import sanitized
 
 from dwrap.agent.stock import LOOK_SECONDS, Stock
+from dwrap.protocol.likeness import difference
 
 RUNNER = Path(DWRAP).with_name("dwrap-runner")
 DPKG = Path("/var/lib/dpkg/status")
@@ -317,6 +318,17 @@ def test_long_and_strange_text_stays_one_short_line(root: Path) -> None:
 PIECES = [
     b"Package: ", b"Version: ", b"Status: install ok installed", b"g++-12", b"\n", b"\n\n", b"P:", b"V:", b"ID=", b"\0", b"\xff", b" ",
 ]  # fmt: skip
+
+
+def test_what_does_not_fit_into_the_line_is_not_told_as_missing(root: Path) -> None:
+    many = [deb(f"{tool}-{n}", f"{n}.4.0-1ubuntu1~22.04.{n}") for tool in ("g++", "gcc") for n in (10, 11, 12)]
+    lines = []
+    for clangs in ((14,), (13, 14, 15)):
+        clang = [deb(f"clang-{n}", f"1:{n}.0.7-0ubuntu0.22.04.3") for n in clangs]
+        put(root, DPKG.as_posix(), "\n".join([*many, *clang, deb("libc6", "2.35-0ubuntu3.8")]))
+        lines.append(line(root))
+    assert difference(*lines).startswith("has clang 1:14.0.7")
+    assert difference(*lines[::-1]) == "has clang several, you have 1:14.0.7-0ubuntu0.22.04.3"
 
 
 @given(st.lists(st.sampled_from(PIECES)))
