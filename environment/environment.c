@@ -278,13 +278,15 @@ static void system_word(const char *root, const char *key, char word[VERSION_BYT
         fclose(file);
 }
 
-/* ` TOOL=VERSION,VERSION`, where that fits. */
+/* ` TOOL=VERSION,VERSION`, or as much of it as fits. */
 static size_t add_tool(char *line, size_t used, size_t size, const char *name, const struct versions *versions)
 {
     char text[VERSION_BYTES * MOST_VERSIONS + VERSION_BYTES];
     size_t length = (size_t)snprintf(text, sizeof text, " %s=", name);
     for (size_t i = 0; i < versions->count; i++)
         length += (size_t)snprintf(text + length, sizeof text - length, "%s%s", i ? "," : "", versions->text[i]);
+    if (used + length >= size)
+        length = (size_t)snprintf(text, sizeof text, " %s=several", name);
     if (!versions->count || used + length >= size)
         return used;
     memcpy(line + used, text, length + 1);

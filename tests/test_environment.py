@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from runner_bench import sanitized
 
 from dwrap.agent.stock import LOOK_SECONDS, Stock
+from dwrap.protocol.likeness import difference
 
 RUNNER = Path(DWRAP).with_name("dwrap-runner")
 DPKG = Path("/var/lib/dpkg/status")
@@ -319,6 +320,17 @@ PIECES = [
 ]  # fmt: skip
 
 
+def test_what_does_not_fit_into_the_line_is_not_told_as_missing(root: Path) -> None:
+    many = [deb(f"{tool}-{n}", f"{n}.4.0-1ubuntu1~22.04.{n}") for tool in ("g++", "gcc") for n in (10, 11, 12)]
+    lines = []
+    for clangs in ((14,), (13, 14, 15)):
+        clang = [deb(f"clang-{n}", f"1:{n}.0.7-0ubuntu0.22.04.3") for n in clangs]
+        put(root, DPKG.as_posix(), "\n".join([*many, *clang, deb("libc6", "2.35-0ubuntu3.8")]))
+        lines.append(line(root))
+    assert difference(*lines).startswith("has clang 1:14.0.7")
+    assert difference(*lines[::-1]) == "has clang several, you have 1:14.0.7-0ubuntu0.22.04.3"
+
+
 @given(st.lists(st.sampled_from(PIECES)))
 @settings(max_examples=60, deadline=None)
 def test_no_database_makes_it_read_where_it_must_not(pieces: list[bytes]) -> None:
@@ -381,7 +393,7 @@ def test_an_agent_that_cannot_tell_any_more_is_like_no_other(root: Path) -> None
     assert not any(news() for _ in range(3))
     status.rmdir()
     kept.rename(status)
-    assert eventually(news) == before
+    eventually(lambda: news() == before)  # a look that is under way may have seen neither
 
 
 def test_an_agent_that_cannot_tell_at_its_start_says_why(root: Path) -> None:

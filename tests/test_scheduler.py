@@ -1129,6 +1129,7 @@ def test_agents_that_come_and_go_elsewhere_make_nobody_wait_again(desk: Desk) ->
     desk.do(e.Disconnected(3))
     desk.submit(53, identity="x86 d/12 #1")
     assert desk.state("j53") is JobState.QUEUED, "there was one a moment ago, of which no job made use"
+    assert [action.peer for action in desk.wait(10, 1) if isinstance(action, e.Answer)] == [53], "there is none any more"
 
 
 def test_an_agent_that_comes_and_goes_in_a_pool_that_stays_is_waited_for_each_time(desk: Desk) -> None:

@@ -10,7 +10,7 @@
 #include "wrapper/decide.h"
 #include "wrapper/memory.h"
 
-enum { DIGITS = 16, WAIT_TRIES = 200 }; /* each of memory_lock's, 50 ms: rpm may need seconds, and hundreds at once would need more */
+enum { DIGITS = 16, WAIT_TRIES = 200 }; /* each of memory_lock's, 50 ms: one rpm may need seconds, hundreds at once more */
 
 /* One that was not written to its end, or by two at once, is none. */
 static bool is_line(const char *text, size_t length)
