@@ -51,7 +51,7 @@ _ACCEPTED: Final = int(zmq.EVENT_ACCEPTED)
 _DISCONNECTED: Final = int(zmq.EVENT_DISCONNECTED)
 _EVENT: Final = struct.Struct("=hi")
 _BATCH: Final = 256
-_BATCH_BYTES: Final = 4 * 1024 * 1024
+_BATCH_BYTES: Final = 1024 * 1024
 _SMALL_BYTES: Final = 512 * 1024  # no message but GO is larger
 _BATCHES_SECONDS: Final = 0.1
 _ASK_SECONDS: Final = 2.0

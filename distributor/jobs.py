@@ -8,7 +8,7 @@ fleet.py and missing.py do.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -34,9 +34,9 @@ MAX_JOBS: Final = 100_000
 MAX_JOBS_OF_ONE: Final = 50_000
 _WEIGHT_BYTES: Final = 16_384  # of paths and labels: as much as another job
 _MAX_WISHES: Final = 1_024
-_FEW_LOOKS: Final = 2_048
-_LOOK_SECONDS: Final = 12.5e-6  # about ten times what it takes to hold a job against a pool
-_MAX_PAUSE_SECONDS: Final = 30.0
+_FEW_LOOKS: Final = 256
+_MOST_LOOKS: Final = 2_048  # at once: some milliseconds
+_LOOK_SECONDS: Final = 12.5e-6  # about ten times what it takes to hold a job, or one of its paths, against a pool
 _AWAY: Final = Epitaph("it was ended because its submitter was away, or its result was not fetched")
 
 
@@ -70,8 +70,8 @@ class Jobs:
         self.unacknowledged: dict[str, Job] = {}
         self.missing: dict[str, Job] = {}  #: those that are MISSING
         self._in_vain: dict[_Wish, float] = {}  # since when no agent may take such jobs
-        self._readmit_at = past.began  # not before
-        self._will_readmit = False
+        self._to_readmit: deque[Job] = deque()
+        self._is_resting = self._will_readmit = False
         self._of_peer: dict[Peer, set[str]] = {}
         self._held_by: Counter[int | None] = Counter()
         self.secret = secret
@@ -187,32 +187,44 @@ class Jobs:
             del self._in_vain[next(iter(self._in_vain))]
         return self._in_vain.setdefault(wish, self.now)
 
-    def _readmit_all(self, *_: object) -> None:
-        """Every waiting job is judged anew. Many are not judged again for a while: agents that come and go must not take up all time.
-        Wishes that what has appeared may have fulfilled are new ones.
+    def _readmit(self) -> None:
+        """Every waiting job is judged anew. Many are in pieces, with rests; agents that come and go meanwhile, who must not take up all
+        time, bring one more round. Wishes that what has appeared may have fulfilled are new ones.
         """
-        waiting = self.room.unsettled()
-        looks = len(waiting) * (1 + len(self.placement.pools))
-        self._readmit_at = self.now + (min(looks * _LOOK_SECONDS, _MAX_PAUSE_SECONDS) if looks > _FEW_LOOKS else 0.0)
-        self._will_readmit = False
+        if self._is_resting:
+            self._will_readmit = True
+            return
         appeared = self.placement.appeared()
         for wish in [wish for wish in self._in_vain if appeared and (wish.identity in appeared or not (wish.identity and self._strict))]:
             del self._in_vain[wish]
-        for job in waiting:
-            self.admit(job)
-        self.room.forget_empty()
+        self._to_readmit.extend(self.room.unsettled())
+        self._readmit_some()
 
-    def _pools_have_changed(self) -> None:
-        if self.now >= self._readmit_at:
-            self._readmit_all()
-        elif not self._will_readmit:
-            self._will_readmit = True
-            self.timers.at(self._readmit_at, self._readmit_all, None)
+    def _readmit_some(self) -> None:
+        looks, pools = 0, 1 + len(self.placement.pools)
+        while self._to_readmit and looks < _MOST_LOOKS:
+            job = self._to_readmit.popleft()
+            if job.state is JobState.QUEUED and not self.room.is_aside(job):
+                self.admit(job)
+            looks += pools * (1 + len(job.spec.paths))
+        if not self._to_readmit:
+            self.room.forget_empty()
+        if self._to_readmit or looks > _FEW_LOOKS:
+            self._is_resting = True
+            self.timers.at(self.now + looks * _LOOK_SECONDS, self._has_rested, None)
+
+    def _has_rested(self, *_: object) -> None:
+        self._is_resting = False
+        if self._to_readmit:
+            self._readmit_some()
+        elif self._will_readmit:
+            self._will_readmit = False
+            self._readmit()
 
     def place(self) -> None:
         """Offers the jobs whose turn it is to the least loaded agents. When a pool has come or gone, all are judged anew first."""
         if self.placement.has_changed():
-            self._pools_have_changed()
+            self._readmit()
         if not len(self.room):
             return
         if self.room.choosy:
