@@ -37,8 +37,12 @@ DEMO   := build/demo
 $(VENV)/ready: bootstrap.sh pyproject.toml hatch_build.py
 	@./bootstrap.sh $(PYTHON) $(VENV)
 
+# What is installed there are links into this directory, which is gone after a `make clean`.
+build/dev/dwrap: $(VENV)/ready
+	@[ -d $@ ] || ./bootstrap.sh $(PYTHON) $(VENV)
+
 .PHONY: setup demo test faults attacks nfs docker debian slurm lint bench proof third-party chaos clean
-setup: $(VENV)/ready
+setup: $(VENV)/ready build/dev/dwrap
 	@$(MAKE) --no-print-directory programs
 
 # The main job: a real C++ project configured, built, linked and tested on an embedded farm.

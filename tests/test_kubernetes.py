@@ -169,6 +169,12 @@ def test_agents_drain_when_they_end(manifests: list[Manifest]) -> None:
     assert agent["resources"]["requests"] == agent["resources"]["limits"]
 
 
+def test_a_disruption_budget_is_one_that_can_be_reckoned(manifests: list[Manifest]) -> None:
+    """Of a DaemonSet Kubernetes cannot tell how many pods there ought to be: a budget of so many missing would forbid every eviction."""
+    is_counted = workloads(manifests)["dwrap-agent"]["kind"] == "StatefulSet"
+    assert [one["spec"]["maxUnavailable"] for one in kind(manifests, "PodDisruptionBudget")] == [1] * is_counted
+
+
 def test_the_tree_is_mounted_where_the_agent_says_it_is(manifests: list[Manifest]) -> None:
     (agent,) = pods(manifests)["dwrap-agent"]["spec"]["containers"]
     mounted = {mount["name"]: mount["mountPath"] for mount in agent["volumeMounts"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -90,3 +91,17 @@ def test_the_editable_installs_programs_are_links_that_never_go_stale() -> None:
         pytest.skip("this is not an editable install in the source tree")
     for name in ("dwrap", "dwrap-runner"):
         assert os.path.realpath(scripts / name) == str(TOP / "build" / "bin" / name)
+
+
+def test_what_make_clean_removes_of_the_editable_install_comes_back(tmp_path: Path) -> None:
+    """With a stand-in for what sets up, which counts how often it was asked to."""
+    for name in ("Makefile", "pyproject.toml", "hatch_build.py"):
+        shutil.copy(TOP / name, tmp_path)
+    setup = tmp_path / "bootstrap.sh"
+    setup.write_text('#!/bin/sh\necho set up >>calls; mkdir -p "$2" build/dev/dwrap; touch "$2/ready"\n')
+    setup.chmod(0o755)
+    counts = []
+    for target in ("setup", "setup", "clean", "setup"):
+        subprocess.run(["make", "-C", str(tmp_path), target, "CC=true"], check=True, capture_output=True, timeout=60)
+        counts.append((tmp_path / "calls").read_text().count("set up"))
+    assert counts == [1, 1, 1, 2]
