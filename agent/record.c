@@ -81,15 +81,6 @@ struct recorded *record_add(struct record *record, const char *path)
 #pragma GCC diagnostic pop
 #endif
 
-void record_clear(struct record *record)
-{
-    for (size_t i = 0; i < record->count; i++)
-        free(record->paths[i].path);
-    free(record->paths);
-    free(record->slots);
-    *record = (struct record){0};
-}
-
 bool path_join(char *out, size_t room, const char *directory, const char *path)
 {
     size_t used = 0;

@@ -1,4 +1,4 @@
-/* One run of a command, as the runner's loop (main.c) holds it and its report (report.c) tells it. */
+/* One run of a command, as the runner's loop (relay.c) holds it and its report (report.c) tells it. */
 #ifndef DWRAP_RUN_H
 #define DWRAP_RUN_H
 

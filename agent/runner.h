@@ -305,7 +305,6 @@ struct record {
 struct recorded *record_find(const struct record *record, const char *path);
 /* Adds a path that is not in it. NULL when there is no room. */
 struct recorded *record_add(struct record *record, const char *path);
-void record_clear(struct record *record);
 /* Writes the absolute path without "." and doubled slashes. False when it is too long. */
 bool path_join(char *out, size_t room, const char *directory, const char *path);
 bool path_is_below(const char *path, const char *root);

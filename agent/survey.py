@@ -28,6 +28,7 @@ class Survey:
         self._told = Mounted(views=False)
         self._found: Mounted | None = None
         self._looking: threading.Thread | None = None
+        self._is_due = False
         self._file = open(_MOUNTINFO, "rb", buffering=0)  # noqa: SIM115 (as long as the agent lives)
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLPRI)
@@ -50,9 +51,14 @@ class Survey:
             if self._found is not None and self._found != self._told:
                 self._told = self._found
                 return self._told
-        if self._poll.poll(0):
-            self._looking = threading.Thread(target=self._look, daemon=True)
-            self._looking.start()
+        self._is_due |= bool(self._poll.poll(0))
+        if self._is_due:
+            looking = threading.Thread(target=self._look, daemon=True)
+            try:
+                looking.start()
+                self._looking, self._is_due = looking, False
+            except RuntimeError as error:  # jobs have used up the threads: there is a next time
+                log.warning("cannot look at what is mounted here: %s", error)
         return None
 
     def _look(self) -> None:

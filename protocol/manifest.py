@@ -87,13 +87,5 @@ def pieces(entries: Iterable[Entry]) -> list[bytes]:
     return [b"".join(piece) for piece in out]
 
 
-def by_directory(entries: Iterable[Entry]) -> dict[bytes, list[Entry]]:
-    """The entries, grouped by the directory they are about, in the order in which each is first named."""
-    groups: dict[bytes, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.directory, []).append(entry)
-    return groups
-
-
 def _in_range(ino: int, size: int, mtime: int, ctime: int) -> bool:
     return max(ino, size) <= _MAX_NUMBER and max(mtime, ctime) <= _MAX_TIME

@@ -20,7 +20,6 @@ MAX_FIELDS_BYTES: Final = 256 * 1024
 MAX_FIELDS: Final = 4096
 MAX_DATA_BYTES: Final = 32 * 1024
 MAX_REASON_BYTES: Final = 1024
-MAX_STRINGS: Final = 262_144
 INITIAL_OUTPUT_CREDIT_BYTES: Final = 65_536
 OFFER_SECONDS: Final = 2.0
 
@@ -191,17 +190,6 @@ def encode_strings(strings: Iterable[bytes]) -> bytes:
             raise ProtocolError("a string holds a NUL byte")
         out.append(string + b"\0")
     return b"".join(out)
-
-
-def decode_strings(body: bytes) -> list[bytes]:
-    """An argv or env body to its strings. Raises ProtocolError."""
-    if not body:
-        return []
-    if body[-1] != 0:
-        raise ProtocolError("a body of strings does not end in NUL")
-    if body.count(b"\0") > MAX_STRINGS:
-        raise ProtocolError("too many strings in a body")
-    return body[:-1].split(b"\0")
 
 
 def check_whole(fields: Fields, argv: bytes, env: bytes) -> None:

@@ -127,7 +127,6 @@ class Wrapper:
         self.link: Link | None = None
         self.is_over = False
         self.frozen_until = 0.0
-        self.agent_asked = ""
         self._submit()
         if world.chance(0.05):
             world.after(world.random.expovariate(0.5), self.die)
@@ -663,4 +662,4 @@ class Host:
             self.world.arrive(Link(self.world, self), lambda: e.DrainAsked(self.name))
 
     def faults(self) -> list[Callable[[], None]]:
-        return [self.die, self.die, self.lose_power, self.freeze, self.suspend, self.drain, self.stop]
+        return [self.die, self.die, self.lose_power, self.freeze, self.suspend, self.drain, self.stop, self.operator_drains]

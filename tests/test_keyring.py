@@ -19,7 +19,6 @@ from dwrap.protocol.peer import Identity
 
 K, L, M = "a1" * 32, "b2" * 32, "c3" * 32
 PAIR = keys.Pair("d4" * 32, "e5" * 32)
-FOREVER = 4e9
 
 
 def ring(folder: Path, text: str) -> Keyring:

@@ -42,14 +42,6 @@ def test_pieces_are_small_and_whole(entries: list[Entry]) -> None:
     assert [entry for piece in pieces for entry in m.parse(piece)] == entries * 20
 
 
-@given(some.lists(ENTRIES, max_size=30))
-def test_grouping_loses_nothing_and_keeps_the_order(entries: list[Entry]) -> None:
-    groups = m.by_directory(entries)
-    assert sorted(entry for group in groups.values() for entry in group) == sorted(entries)
-    for directory, group in groups.items():
-        assert group == [entry for entry in entries if entry.directory == directory]
-
-
 @given(some.binary(max_size=200))
 def test_any_bytes_are_entries_or_refused(piece: bytes) -> None:
     try:

@@ -13,7 +13,6 @@ from dwrap.protocol.messages import (
     Fields,
     ProtocolError,
     decode_fields,
-    decode_strings,
     encode,
     encode_fields,
     encode_strings,
@@ -82,11 +81,6 @@ def test_fields_come_back(pairs: list[tuple[str, bytes]]) -> None:
     fields = decode_fields(encode_fields(pairs))
     for key in {key for key, _ in pairs}:
         assert fields.all(key) == [value for known, value in pairs if known == key]
-
-
-@given(st.lists(VALUES))
-def test_strings_come_back(strings: list[bytes]) -> None:
-    assert decode_strings(encode_strings(strings)) == strings
 
 
 @given(st.lists(st.binary(max_size=80), max_size=10))

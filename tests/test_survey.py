@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_a_file_server_that_is_silent_holds_nothing_up(kernel: Kernel) -> None:
     assert surveyed._looking is not None
     surveyed._looking.join(SECONDS)
     assert surveyed.news() == Mounted(True)
+
+
+def test_jobs_that_use_up_the_threads_put_a_look_off(kernel: Kernel) -> None:
+    surveyed = Survey(("/srv",), "auto")
+    surveyed.first(accept_flaws=False)
+    kernel.has_changed, kernel.found = True, Found(True)
+    with unittest.mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
+        assert surveyed.news() is None
+    assert news_of(surveyed) == Mounted(True), "the kernel says it once only"
 
 
 @pytest.mark.parametrize(("views", "told"), [("auto", True), ("always", True), ("never", False)])

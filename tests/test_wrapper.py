@@ -20,8 +20,6 @@ import wrapper_program
 from fake_distributor import FakeDistributor, Message, Script, offer_then, output, result
 from wrapper_program import Wrapper
 
-from dwrap.protocol import messages
-
 program = wrapper_program.program
 dwrap = wrapper_program.dwrap
 FAIL = {"DWRAP_FALLBACK": "fail", "DWRAP_PATIENCE": "2"}
@@ -83,7 +81,7 @@ def test_go_carries_argv_and_environment_byte_for_byte(dwrap: Wrapper) -> None:
         environment["CARGO_MAKEFLAGS"] = "-j --jobserver-fds=5,6 --jobserver-auth=5,6"
         subprocess.run([dwrap.program, d.address, "cmd", *words], env=environment, check=True)
         *strings, seen = d.by_verb("GO")[0][2]
-        argv, env = (messages.decode_strings(body) for body in strings)
+        argv, env = (body.removesuffix(b"\0").split(b"\0") for body in strings)
     assert (argv, seen) == ([b"cmd", *words], b"")
     sent = dict(entry.split(b"=", 1) for entry in env)
     assert (sent[b"EMPTY"], sent[b"odd name"], len(sent[b"LONG"])) == (b"", b"1", 100_000)

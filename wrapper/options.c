@@ -124,7 +124,8 @@ bool stat_self(struct stat *out)
     return stat("/proc/self/exe", out) == 0 || (started_as && stat(started_as, out) == 0);
 }
 
-bool is_runnable(const char *word, const char *path)
+/* Is there such a command: an executable path, or a name on `path`? */
+static bool is_runnable(const char *word, const char *path)
 {
     char full[PATH_MAX];
     struct stat st;

@@ -38,7 +38,4 @@ void settings_read(struct settings *s, int argc, char **argv);
 /* The file that this program was started from: links to it are no commands. */
 bool stat_self(struct stat *out);
 
-/* Is there such a command: an executable path, or a name on `path`? */
-bool is_runnable(const char *word, const char *path);
-
 #endif
