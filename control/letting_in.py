@@ -93,7 +93,7 @@ def _rights(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--submit", is_flag=True, help="It may submit jobs; needs --uid."),
         click.option("--serve", is_flag=True, help="It may be an agent. With --uid: for that uid only."),
         click.option("--operate", is_flag=True, help="It may drain agents."),
-        click.option("--uid", "uids", metavar="LIST", help="Uids its jobs may run as: 1000, or 1000-1999, or several with commas; root as 0."),
+        click.option("--uid", "uids", metavar="LIST", help="Uids of its jobs: 1000, or 1000-1999, or several with commas; root as 0."),
         click.option("--group", "groups", metavar="LIST", help="Groups that its jobs may have beside those in the agents' databases."),
     )):  # fmt: skip
         command = option(command)
