@@ -42,9 +42,9 @@ log = logging.getLogger("dwrap.agent")
 @click.argument("distributor")
 @click.option(
     "--root", "roots", multiple=True, metavar="DIR",
-    help="A tree that all share; may be repeated. [default: / if all is one machine]",
+    help="A tree that all machines share; may be repeated. [default: /, if the distributor is on this machine]",
 )
-@click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time. [default: one a processor]")
+@click.option("--slots", type=click.IntRange(min=1), help="Jobs at a time. [default: one for each processor]")
 @click.option("--name", help="What the agent is called. [default: this host's name]")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Something that jobs may ask for; may be repeated.")
 @click.option("--allow-root", is_flag=True, help="Run root's jobs too.")
@@ -56,7 +56,7 @@ log = logging.getLogger("dwrap.agent")
 @click.option("--tree", type=click.Choice(["auto", "pidns", "subreaper"]), default="auto", help="How the processes of a job are held.")
 @click.option(
     "--processes", type=click.IntRange(min=1), default=environment.most_processes, metavar="N",
-    help="Most processes and threads of one user, all of its jobs together. [default: 8192, or a quarter of what the kernel allows]",
+    help="At most so many processes and threads for one user, all jobs together. [default: 8192, or a quarter of what the kernel allows]",
 )
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where temporary directories are made. [default: TMPDIR]")
 @click.option(
@@ -65,7 +65,7 @@ log = logging.getLogger("dwrap.agent")
 )  # fmt: skip
 @click.option(
     "--health", "health_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Keep the time in FILE while a distributor counts on this agent; python3 -m dwrap.agent.health FILE asks. For probes.",
+    help="Keep FILE up to date while a distributor counts on this agent, for probes: python3 -m dwrap.agent.health FILE.",
 )  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Dial a distributor on another machine without keys.")
 @click.version_option(package_name="dwrap", prog_name="dwrap-agent")

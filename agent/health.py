@@ -22,7 +22,7 @@ MOST_SECONDS: Final = 10.0
 log = logging.getLogger("dwrap.agent")
 
 
-def clock() -> float:
+def boot_clock() -> float:
     """Seconds since the machine started, those it was suspended included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -45,7 +45,7 @@ class Health:
         """Says so in the file."""
         try:
             if is_serving:
-                self._fresh.write_text(f"{clock():.3f}\n", encoding="ascii")
+                self._fresh.write_text(f"{boot_clock():.3f}\n", encoding="ascii")
                 self._fresh.replace(self._file)
             else:
                 self._file.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ def _check_is_ours(folder: Path) -> None:
 def age(file: Path) -> float | None:
     """For how many seconds nothing has been said; None when there is no file. Raises OSError, ValueError."""
     try:
-        return clock() - float(file.read_text(encoding="ascii"))
+        return boot_clock() - float(file.read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
 

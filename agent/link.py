@@ -11,7 +11,6 @@ import logging
 import math
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -21,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 from dwrap.agent import events as e
 from dwrap.agent.accounts import Accounts, Refusal, Shortage
 from dwrap.agent.former import Former
+from dwrap.agent.health import boot_clock
 from dwrap.agent.load import Load
 from dwrap.agent.runner import Runner, Runners, StartError
 from dwrap.agent.session import Session
@@ -37,11 +37,6 @@ _GID_DIGITS: Final = 10
 _EVENTS: Final = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILURES
 
 log = logging.getLogger("dwrap.agent")
-
-
-def boot_clock() -> float:
-    """Seconds since the machine started, those it was suspended included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Link:

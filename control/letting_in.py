@@ -93,7 +93,7 @@ def _rights(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--submit", is_flag=True, help="It may submit jobs; needs --uid."),
         click.option("--serve", is_flag=True, help="It may be an agent. With --uid: for that uid only."),
         click.option("--operate", is_flag=True, help="It may drain agents."),
-        click.option("--uid", "uids", metavar="LIST", help="As whom its jobs run: 1000, or 1000-1999, or several with commas; root as 0."),
+        click.option("--uid", "uids", metavar="LIST", help="Uids of its jobs: 1000, or 1000-1999, or several with commas; root as 0."),
         click.option("--group", "groups", metavar="LIST", help="Groups that its jobs may have beside those in the agents' databases."),
     )):  # fmt: skip
         command = option(command)
@@ -114,7 +114,7 @@ def _grant(key: str, name: str, submit: bool, serve: bool, operate: bool, uids: 
             )
         )
     except KeyLineError as error:
-        raise ControlError(f"cannot let it in so: {error}") from error
+        raise ControlError(f"cannot let the key in: {error}") from error
 
 
 @key_group.command(name="allow")
@@ -132,7 +132,7 @@ def key_allow(
     try:
         grant = replace(grant, expires=authorized.parse_time(expires) if expires else None)
     except KeyLineError as error:
-        raise ControlError(f"cannot let it in so: {error}") from error
+        raise ControlError(f"cannot let the key in: {error}") from error
     _edit(_folder(folder), lambda text: authorized.with_grant(text, grant), f"let {name} in")
     click.echo(grant.line())
 
@@ -141,7 +141,7 @@ def key_allow(
 @_FOLDER
 @click.argument("name")
 def key_revoke(folder: Path | None, name: str) -> None:
-    """Lets in the key of this NAME (or this KEY) no more. A distributor ends its connections within a second, and its jobs with them."""
+    """No longer lets in the key of this NAME (or this KEY). A distributor ends its connections within a second, and its jobs with them."""
     _edit(_folder(folder), lambda text: authorized.without(text, name), f"revoke {name}")
     click.echo(f"{name} is let in no more")
 
@@ -185,7 +185,7 @@ def key_trust(folder: Path | None, address: str, key: str) -> None:
 @click.argument("name")
 @click.option("--address", required=True, metavar="ADDRESS", help="Where the distributor is reached from there: tcp://HOST:PORT.")
 @_rights
-@click.option("--hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 24 * 365), help="How long it can be used, once.")
+@click.option("--hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 24 * 365), help="How long the token can be used.")
 def invite(
     folder: Path | None, name: str, address: str, submit: bool, serve: bool, operate: bool, uids: str | None, groups: str | None,
     hours: float,

@@ -23,7 +23,7 @@ import pytest
 
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind, RunnerEnded, RunnerSaid, Start, Tell
-from dwrap.agent.link import boot_clock
+from dwrap.agent.health import boot_clock
 from dwrap.agent.runner import Runner, Runners
 from dwrap.agent.workplace import is_free
 from dwrap.protocol import messages

@@ -40,7 +40,7 @@ def test_a_file_says_so_while_it_serves(file: Path) -> None:
 
 def test_what_an_agent_before_it_left_says_nothing(file: Path) -> None:
     file.parent.mkdir()
-    file.write_text(f"{health.clock()}\n")
+    file.write_text(f"{health.boot_clock()}\n")
     Health(file)
     assert probe(file).returncode == 1
 
@@ -123,8 +123,8 @@ def test_a_frozen_agent_is_not_well(distributor: Distributor, tmp_path: Path, fi
             distributor.welcome()
             eventually(file.exists)
             os.kill(agent.pid, signal.SIGSTOP)
-            said = health.clock()
-            monkeypatch.setattr(health, "clock", lambda: said + health.MOST_SECONDS + 1)
+            said = health.boot_clock()
+            monkeypatch.setattr(health, "boot_clock", lambda: said + health.MOST_SECONDS + 1)
             monkeypatch.setattr(sys, "argv", ["health", str(file)])
             assert health.main() == 1
         finally:

@@ -12,7 +12,7 @@ from runner_bench import ROOT_ONLY, Bench, Job, bench, compiled, eventually_no_p
 from test_runner_lost import killed, place
 
 from dwrap.agent.events import Kind
-from dwrap.agent.link import boot_clock
+from dwrap.agent.health import boot_clock
 from dwrap.agent.runner import Runners
 
 __all__ = ["bench", "place"]  # fixtures: importing them is their use

@@ -18,7 +18,7 @@ from test_runner_writes import REFUSE
 from dwrap.agent import workplace
 from dwrap.agent.accounts import Identity
 from dwrap.agent.events import Kind
-from dwrap.agent.link import boot_clock
+from dwrap.agent.health import boot_clock
 from dwrap.agent.runner import RECORD, Runners
 from dwrap.protocol import messages
 from dwrap.protocol.messages import Fields
