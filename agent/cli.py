@@ -33,7 +33,7 @@ from dwrap.protocol import keys
 from dwrap.protocol.dial import dial
 from dwrap.protocol.endpoint import Endpoint, parse_endpoint
 from dwrap.protocol.messages import Value
-from dwrap.protocol.service import die, log_to_stderr
+from dwrap.protocol.service import die, end_when_told, log_to_stderr
 
 log = logging.getLogger("dwrap.agent")
 
@@ -86,6 +86,7 @@ def main(
     insecure: bool,
 ) -> None:
     """Runs jobs for the DISTRIBUTOR (tcp://HOST:PORT, ipc://PATH, or HOST)."""
+    end_when_told()
     log_to_stderr()
     try:
         endpoint = parse_endpoint(distributor)

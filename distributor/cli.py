@@ -29,7 +29,7 @@ from dwrap.distributor.reports import Reports
 from dwrap.distributor.scheduler import Scheduler
 from dwrap.protocol import keys
 from dwrap.protocol.messages import DEFAULT_HTTP_PORT, DEFAULT_PORT
-from dwrap.protocol.service import Watchdog, die, log_to_stderr, notify
+from dwrap.protocol.service import Watchdog, die, end_when_told, log_to_stderr, notify
 
 _STAMP_BYTES = 16
 _HOLD_SECONDS = 3.0
@@ -89,6 +89,7 @@ def main(
     environment: str, insecure: bool, insecure_http: bool,
 ) -> None:  # fmt: skip
     """Takes jobs from `dwrap`, and hands them to agents."""
+    end_when_told()
     log_to_stderr()
     http_at = _http_address(http_address)
     _check_reach(endpoints, keys_folder, insecure)

@@ -5,7 +5,8 @@ to the C library and its loader. So it runs on any Linux of the same architectur
 nothing to its package database, which is what says whether two images are the same.
 
     bin/      dwrap, dwrap-runner; dwrap-agent, dwrap-distributor, dwrapctl: scripts for the interpreter below
-    libexec/  python3, which looks for libraries in lib/ first, by itself: no variable says so, so jobs inherit none
+    libexec/  python3, which looks for libraries in lib/ first, by itself: no variable says so, so jobs inherit none; start, which starts it
+              for the daemons, so that they miss no SIGTERM
     lib/      the loader, the libraries, pythonX.Y/: the standard library, the packages, dwrap
 
 The tree works only where it was made for, at TARGET. Knows Debian's layout of Python. Does not know Docker.
@@ -30,7 +31,8 @@ from typing import Final
 ROOMS: Final = ("protocol", "distributor", "agent", "control")
 PACKAGES: Final = ("click", "decorator", "prometheus_client", "psutil", "zmq")
 PROGRAMS: Final = ("dwrap", "dwrap-runner")
-SCRIPTS: Final = {"dwrap-agent": "agent", "dwrap-distributor": "distributor", "dwrapctl": "control"}
+DAEMONS: Final = {"dwrap-agent": "agent", "dwrap-distributor": "distributor"}
+SCRIPTS: Final = {**DAEMONS, "dwrapctl": "control"}
 # What nothing here imports, and what would bring large libraries along.
 WITHOUT: Final = (
     "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils", "sqlite3", "curses", "dbm",
@@ -56,8 +58,9 @@ def make(source: Path, target: Path) -> None:
     for program in PROGRAMS:
         shutil.copy2(source / "build" / "bin" / program, target / "bin")
         os.symlink(f"../bin/{program}", target / "libexec" / program)  # the agent looks for its runner beside its interpreter
+    start = make_start(source / "docker" / "start.c", python)
     for script, room in SCRIPTS.items():
-        write_script(target / "bin" / script, python, f"dwrap.{room}.cli")
+        write_script(target / "bin" / script, start if script in DAEMONS else python, f"dwrap.{room}.cli")
     if not compileall.compile_dir(modules, quiet=1, workers=0, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH):
         raise SystemExit(f"dwrap: cannot make {target}: not all of it compiles")
     for program in (*PROGRAMS[:1], *SCRIPTS):
@@ -96,6 +99,13 @@ def copy_interpreter(target: Path) -> Path:
     return python
 
 
+def make_start(source: Path, python: Path) -> Path:
+    """What starts the interpreter for a daemon."""
+    start = python.with_name("start")
+    run("cc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", f'-DPYTHON="{python}"', str(source), "-o", str(start))
+    return start
+
+
 def copy_libraries(files: Iterable[Path], folder: Path) -> None:
     """Every library that one of these files needs, under the name by which it is asked for."""
     for file in files:
@@ -104,9 +114,9 @@ def copy_libraries(files: Iterable[Path], folder: Path) -> None:
                 shutil.copy2(os.path.realpath(path), folder / name)
 
 
-def write_script(file: Path, python: Path, module: str) -> None:
+def write_script(file: Path, interpreter: Path, module: str) -> None:
     """-I: nothing of the environment or the user's counts. -S: nor any package of the image."""
-    file.write_text(f"#!{python} -IS\nfrom {module} import main\n\nmain()\n", encoding="utf-8")
+    file.write_text(f"#!{interpreter} -IS\nfrom {module} import main\n\nmain()\n", encoding="utf-8")
     file.chmod(0o755)
 
 

@@ -1,4 +1,5 @@
-"""What both daemons owe whoever started them: log lines, one last line when they cannot start, and systemd's notification and watchdog.
+"""What both daemons owe whoever started them: log lines, one last line when they cannot start, an end when they are told so, and systemd's
+notification and watchdog.
 
 Knows the process it is in. Knows no message and no socket of dwrap's own.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -36,6 +38,14 @@ def die(text: str) -> NoReturn:
     """Ends the process with status 1 and `dwrap: TEXT` on stderr."""
     print(f"dwrap: {text}", file=sys.stderr)
     raise SystemExit(1)
+
+
+def end_when_told() -> None:
+    """SIGTERM ends the process, until it has a handler of its own. A container's first process would never be told: the kernel gives it
+    no signal that has no handler. What came before was held for this moment, where docker/start.c started the daemon.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def notify(state: str) -> None:

@@ -10,8 +10,10 @@ import contextlib
 import itertools
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -128,7 +130,7 @@ class Machine:
                 process.send_signal(signal.SIGCONT)
 
     def until(self, *words: str, says: str, seconds: float = 30) -> None:
-        """Runs them again and again until they say that."""
+        """Runs them again and again until they say that: systemctl waits for a boot, but for no property of a unit."""
         deadline = time.monotonic() + seconds
         while (said := self.run(*words, status=None)) != says:
             assert time.monotonic() < deadline, f"{' '.join(words)} still says {said!r}, not {says!r}"
@@ -159,19 +161,24 @@ def booted(downloaded: list[str]) -> Iterator[Machine]:
 def _container(root: Path) -> Iterator[Machine]:
     """Boots it, and ends it."""
     words = ["systemd-nspawn", "--quiet", "--directory", str(root), "--private-network", "--register=no", "--keep-unit", "--boot",
-             f"--machine={root.parent.name}", "--console=pipe", "systemd.show_status=no"]  # fmt: skip
-    with _groups(root.parent.name) as groups, open(root.parent / "boot.log", "wb") as log:
+             f"--machine={root.parent.name}", "--console=pipe", "--notify-ready=yes", "systemd.show_status=no"]  # fmt: skip
+    with _groups(root.parent.name) as groups, open(root.parent / "boot.log", "wb") as log, _told(root.parent / "told") as told:
         enter = " ".join(f"echo $$ > {group}/cgroup.procs;" for group in groups)
-        container = subprocess.Popen(["sh", "-c", f'{enter} exec "$@"', "sh", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        container = subprocess.Popen(
+            ["sh", "-c", f'{enter} exec "$@"', "sh", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={**os.environ, "NOTIFY_SOCKET": str(root.parent / "told")},
+        )  # fmt: skip
         try:
-            leader = _leader(container, root.parent / "boot.log")
-        except MachineError:
+            leader = int(_hear(told, container, "X_NSPAWN_LEADER_PID"))
+        except MachineError as error:
             container.kill()
             container.wait()
-            raise
+            said = (root.parent / "boot.log").read_text("utf-8", "replace").strip()[-400:]
+            raise MachineError(f"systemd-nspawn does not boot here: {said or error}") from error
         machine, init = Machine(root, leader), os.pidfd_open(leader)
         try:
-            machine.until("systemctl", "is-system-running", says="running", seconds=BOOT_SECONDS)
+            _hear(told, container, "READY")
+            machine.until("systemctl", "is-system-running", says="running")
             yield machine
         finally:
             with contextlib.suppress(ProcessLookupError):  # it has shut down
@@ -214,14 +221,26 @@ def _remove_group(group: Path) -> None:
             time.sleep(STEP_SECONDS)
 
 
-def _leader(container: subprocess.Popen[bytes], log: Path) -> int:
-    deadline = time.monotonic() + BOOT_SECONDS
-    while time.monotonic() < deadline:
-        if container.poll() is not None:
-            raise MachineError(f"systemd-nspawn does not boot here: {log.read_text('utf-8', 'replace').strip()[-400:]}")
-        for child in Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
-                    return int(child)
-        time.sleep(STEP_SECONDS)
-    raise MachineError(f"systemd-nspawn does not come to booting here within {BOOT_SECONDS:.0f} s")
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[socket.socket]:
+    """Where systemd-nspawn says what becomes of its machine (sd_notify(3))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        yield told
+
+
+def _hear(told: socket.socket, container: subprocess.Popen[bytes], word: str) -> str:
+    """What it says of that word. Raises MachineError when it ends before, or does not say so in time."""
+    ended = os.pidfd_open(container.pid)
+    try:
+        deadline = time.monotonic() + BOOT_SECONDS
+        while ready := select.select([told, ended], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            lines = told.recv(4_096).decode().splitlines() if told in ready else []
+            for line in lines:
+                if line.startswith(f"{word}="):
+                    return line.partition("=")[2]
+            if not lines:
+                raise MachineError("it ended")
+        raise MachineError(f"nothing was heard of {word} for {BOOT_SECONDS:.0f} s")
+    finally:
+        os.close(ended)

@@ -180,6 +180,21 @@ def test_an_agent_is_ready_soon(farm: Place, agent_of_its_own: Any) -> None:
     assert took <= MOST_START_SECONDS
 
 
+@pytest.mark.parametrize("target", ["agent", "distributor"])
+def test_what_is_told_to_end_at_once_does(target: str, farm: Place) -> None:
+    """It is its container's first process: what comes before it has a handler must not be lost. With so little of a processor it needs
+    seconds to have one.
+    """
+    command = [] if target == "distributor" else ["tcp://127.0.0.1"]
+    container = docker("run", "-d", "--cpus", "0.1", f"{PREFIX}-{target}:{TAG}", *command)
+    docker("kill", "--signal", "TERM", container)
+    try:
+        assert docker("wait", container, seconds=60) == "0"
+        assert "ready" not in docker("logs", container)
+    finally:
+        docker("rm", "-fv", container)
+
+
 def seconds(stamp: str) -> float:
     """Of a time as the engine tells it, within its hour."""
     _, minute, second = stamp.rstrip("Z").split("T")[1].split(":")
@@ -522,3 +537,36 @@ def test_two_environments_are_served_at_once(swarm: Place, newer: str) -> None:
         assert {tag: [version.split(".")[0] for version in versions] for tag, versions in made.items()} == {TAG: ["12"], newer: ["10"]}
     finally:
         docker("rm", "-fv", f"{PREFIX}-old")
+
+
+def test_an_agent_for_each_node_ends_its_jobs_when_it_is_updated_or_removed(swarm: Place) -> None:
+    """The file as it is, without the replicas of the tests above."""
+    docker("service", "rm", "dwrap_agent")
+    eventually(lambda: not docker("ps", "-q", "--filter", "name=dwrap_agent"), 60, "those are gone")
+    swarm.shell("docker stack deploy -c docker/stack.yaml dwrap", folder=".")
+    node = docker("node", "inspect", "self", "-f", "{{.Description.Hostname}}")
+    eventually(lambda: [*fleet()] == [node], 60, "the node's agent serves")
+    assert "Global" in docker("service", "inspect", "-f", "{{json .Spec.Mode}}", "dwrap_agent")
+    desk = ["docker", *desktop(swarm, TAG, DWRAP_FALLBACK="fail"), f"{PREFIX}-desktop:{TAG}", "dwrap", "sh", "-c"]
+    update = ("update", "--force", "--update-monitor", "1s", "-d")
+    for change in (update, ("rm",)):
+        began, may_end = swarm.tree / f"began-{change[0]}", swarm.tree / f"may-end-{change[0]}"
+        script = f"touch {began}; until [ -e {may_end} ]; do sleep 0.1; done; echo whole"
+        agent = docker("ps", "-qf", "name=dwrap_agent")
+        with (
+            subprocess.Popen([*desk, script], stdout=subprocess.PIPE, text=True) as job,
+            subprocess.Popen(["docker", "wait", agent], stdout=subprocess.PIPE, text=True) as ended,
+        ):
+            try:
+                eventually(began.exists, 20, "the job runs")
+                docker("service", *change, "dwrap_agent")
+                eventually(lambda: json.loads(in_swarm("agents", "--json"))["agents"][0]["is_draining"], 30, "it drains")
+                assert (job.poll(), ended.poll()) == (None, None)
+            finally:
+                may_end.touch()
+            assert job.communicate(timeout=30)[0] == "whole\n"
+            assert ended.communicate(timeout=30)[0] == "0\n"
+        assert job.returncode == 0
+        if change == update:
+            eventually(lambda agent=agent: [*fleet()] == [node] and docker("ps", "-qf", "name=dwrap_agent") != agent, 60, "the next serves")
+    assert json.loads(in_swarm("jobs", "--json"))[-1]["losses"] == 0

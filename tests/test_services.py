@@ -125,6 +125,35 @@ def test_an_agent_without_an_answer_says_so_and_is_let_in_later(manager: Manager
             manager.hears(f"STATUS=serving {endpoint}")
 
 
+FIRST = """
+import sys
+print("here", flush=True)
+sys.stdin.readline()
+from dwrap.protocol.service import end_when_told
+end_when_told()
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_first_process_is_told_what_came_before_it_could_hear(is_held: bool, tmp_path: Path) -> None:
+    """As docker/bundle.py starts the daemons in containers; and without that, where the kernel drops the signal."""
+    under = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*under, "true"], capture_output=True).returncode != 0:
+        pytest.skip("a process that is the first of its namespace needs root and unshare")
+    start = tmp_path / "start"
+    build = ["cc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", f'-DPYTHON="{sys.executable}"', str(ROOT / "docker/start.c")]
+    subprocess.run([*build, "-o", str(start)], check=True, timeout=60)
+    argv = [*under, str(start if is_held else sys.executable), "-c", FIRST]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "here\n"
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        said, _ = process.communicate("\n", timeout=SECONDS)
+    assert (process.returncode, said) == (0, "" if is_held else "goes on\n")
+
+
 def test_a_distributor_tells_that_it_lives(manager: Manager, short_dir: Path) -> None:
     told = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "2000000"}
     with daemon("dwrap-distributor", "--listen", f"ipc://{short_dir}/d.sock", "--http", "off", **told) as distributor:
