@@ -7,7 +7,7 @@ speak of which job. Does not know how jobs are scheduled.
 
 Order matters where descriptors are reused: a batch of messages is received first, then the monitor's events that led up
 to it; messages of known connections are handled, then the events applied, then the messages of those that were unknown.
-Where an event is an end, what was said before it is received first.
+Where an event is an end, what was said before it is received first, for a moment at most.
 A batch without unknown ones leaves the events for the next turn of the loop.
 """
 

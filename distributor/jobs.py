@@ -222,7 +222,9 @@ class Jobs:
             self._readmit()
 
     def place(self) -> None:
-        """Offers the jobs whose turn it is to the least loaded agents. When a pool has come or gone, all are judged anew first."""
+        """Offers the jobs whose turn it is to the least loaded agents. When a pool has come or gone, all are judged anew, as many at once
+        as hold nobody up.
+        """
         if self.placement.has_changed():
             self._readmit()
         if not len(self.room):

@@ -1,6 +1,6 @@
 """The roster: every registered agent, by its connection and by its name, and how long each is believed to live.
 
-Knows who may register under which name, and leases. Does not know what becomes of an agent's jobs, nor what it is told.
+Knows who may register under which name, of how many kinds, and leases. Does not know what becomes of an agent's jobs, nor what it is told.
 """
 
 from __future__ import annotations
